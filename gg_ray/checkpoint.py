@@ -1,0 +1,620 @@
+"""Complete training state on disk: written whole or not at all, checked byte by byte before it is read back.
+
+Flow:    selfplay.loop, actors.selfplay -> [checkpoint] -> runs/NAME/checkpoints/step-N/ -> resume
+Source:  write aside, fsync, rename, fsync the folder; docs/adr/0006-checkpoint-format.md. No pickle is written or read.
+Layout:  manifest.json (sealed by its own hash, written last), PART.json (structure), PART.safetensors (arrays),
+         PART.I.bin (bytes), PART.I.file (whatever a FilePart wrote: one file or a folder)
+Limits:  one writer per folder. Tensors come back on the CPU, detached. Writing a part copies its arrays in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import random
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SCHEMA = 1
+"""Version of the layout above; a reader refuses any other."""
+MANIFEST = "manifest.json"
+_TAG = "!"
+_SEAL = "manifest_sha256"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_STEP = re.compile(r"step-(\d+)(\.old)?")
+_DTYPES = frozenset(
+    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or trusted; the message names the file, what is wrong and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A value that writes itself (an Arrow replay segment): write(path) makes one file or folder; loads as its Path."""
+
+    write: Callable[[Path], None]
+
+
+@dataclass(slots=True)
+class Flat:
+    """A nested value taken apart: tree is JSON and refers to arrays by name, to blobs and files by position."""
+
+    tree: Any
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    blobs: list[bytes] = field(default_factory=list)
+    files: list[Any] = field(default_factory=list)
+    """FilePart when taken apart, Path when read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Size in bytes and sha256 (hex) that a file must have."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What manifest.json says.
+
+    sequence counts the saves in a folder: a run resumed from an older step then still writes the newest checkpoint.
+    """
+
+    step: int
+    sequence: int
+    kind: str
+    created_utc: str
+    config_hash: str
+    config: Any
+    versions: dict[str, str]
+    parts: tuple[str, ...]
+    files: dict[str, FileEntry]
+
+
+# ---------------------------------------------------------------- nested values <-> JSON and arrays
+
+
+def flatten(value: Any) -> Flat:
+    """Take a nested value apart so that `unflatten` gives back the same types, keys and order.
+
+    Args:    value  None, bool, int of any size, float (nan, inf too), str, bytes, list, tuple, dict (keys: plain
+                    values, tuples), torch tensor, numpy array or scalar (bool, int, uint, f16/f32/f64; bf16 for torch),
+                    FilePart. A dict subclass becomes a dict.
+    Raises:  CheckpointError naming the place of a value of any other type.
+    """
+    flat = Flat(None)
+    flat.tree = _encode(value, flat, ())
+    return flat
+
+
+def unflatten(flat: Flat) -> Any:
+    """The value that `flatten` took apart, with flat.files in the place of FileParts.
+
+    Raises:  CheckpointError if the tree was not made by `flatten`.
+    """
+    try:
+        return _decode(flat.tree, flat)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the structure of this part is not readable ({error!r}); use another checkpoint"
+        ) from error
+
+
+def _encode(value: Any, flat: Flat, at: tuple[str, ...]) -> Any:
+    if value is None or type(value) in (bool, str):
+        return value
+    if type(value) is int:  # other JSON readers lose digits above 2**53, and Python refuses to print above 4300 digits
+        return value if abs(value) < 2**53 else {_TAG: "int", "v": hex(value)}
+    if type(value) is float:
+        return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
+    if type(value) is list:
+        return [_encode(item, flat, (*at, str(i))) for i, item in enumerate(value)]
+    if type(value) is tuple:
+        return {_TAG: "tuple", "v": [_encode(item, flat, (*at, str(i))) for i, item in enumerate(value)]}
+    if isinstance(value, dict):
+        if all(type(key) is str for key in value) and _TAG not in value:
+            return {key: _encode(item, flat, (*at, key)) for key, item in value.items()}
+        pairs = [[_encode(key, flat, at), _encode(item, flat, (*at, str(key)))] for key, item in value.items()]
+        return {_TAG: "dict", "v": pairs}
+    if isinstance(value, bytes):
+        flat.blobs.append(value)
+        return {_TAG: "bytes", "v": len(flat.blobs) - 1}
+    if isinstance(value, FilePart):
+        flat.files.append(value)
+        return {_TAG: "file", "v": len(flat.files) - 1}
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            raise CheckpointError(
+                f"{_place(at)}: a sparse, meta or quantised tensor cannot be saved; make it dense first"
+            )
+        dense = value.detach().cpu().contiguous()
+        if dense.dtype is torch.bfloat16:  # numpy has no bfloat16: the bits travel as uint16
+            return {_TAG: "bf16", "v": _hold(dense.view(torch.uint16).numpy(), flat, at)}
+        return {_TAG: "tensor", "v": _hold(dense.resolve_conj().resolve_neg().numpy(), flat, at)}
+    if isinstance(value, np.generic):
+        return {_TAG: "scalar", "v": _hold(np.asarray(value), flat, at)}
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        return {_TAG: "array", "v": _hold(value, flat, at)}
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise CheckpointError(f"{_place(at)}: a {kind} cannot be saved; give plain values, arrays, bytes or a FilePart")
+
+
+def _hold(array: NDArray[Any], flat: Flat, at: tuple[str, ...]) -> str:
+    """Keep the array under a readable name that no other array of the part has."""
+    if array.dtype.name not in _DTYPES:
+        known = ", ".join(sorted(_DTYPES))
+        raise CheckpointError(f"{_place(at)}: dtype {array.dtype} cannot be saved; convert it to one of {known}")
+    stem = re.sub(r"[^A-Za-z0-9_./-]", "_", "/".join(at)) or "value"
+    name, copies = stem, 0
+    while name in flat.arrays or name == "__metadata__":  # that key belongs to safetensors
+        copies += 1
+        name = f"{stem}~{copies}"
+    # not ascontiguousarray: it turns 0-d into 1-d
+    flat.arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    return name
+
+
+def _place(at: tuple[str, ...]) -> str:
+    return "state" + "".join(f"[{key!r}]" for key in at)
+
+
+def _decode(tree: Any, flat: Flat) -> Any:
+    if isinstance(tree, list):
+        return [_decode(item, flat) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TAG not in tree:
+        return {key: _decode(item, flat) for key, item in tree.items()}
+    kind, v = tree[_TAG], tree["v"]
+    if kind == "int":
+        return int(v, 16)
+    if kind == "float":
+        return float(v)
+    if kind == "tuple":
+        return tuple(_decode(item, flat) for item in v)
+    if kind == "dict":
+        return {_decode(key, flat): _decode(item, flat) for key, item in v}
+    if kind == "bytes":
+        return flat.blobs[v]
+    if kind == "file":
+        return flat.files[v]
+    if kind == "scalar":
+        return flat.arrays[v][()]
+    if kind == "array":
+        return flat.arrays[v]
+    if kind == "tensor":
+        return torch.from_numpy(flat.arrays[v].copy())  # copy: torch needs writable memory of its own
+    if kind == "bf16":
+        return torch.from_numpy(flat.arrays[v].copy()).view(torch.bfloat16)
+    raise ValueError(f"unknown kind of value {kind!r}")
+
+
+# ---------------------------------------------------------------- files that are on disk or are not
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable: a rename is only safe after this."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_synced(path: Path, data: bytes) -> FileEntry:
+    """Write and fsync one new file; returns the size and hash that were meant: a bad disk is noticed on reading."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def measure(path: Path) -> FileEntry:
+    """Size and sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+        return FileEntry(file.tell(), digest.hexdigest())
+
+
+def seal(payload: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of payload and of its own sha256: a changed bit anywhere in the text is found by `read_sealed`."""
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    whole = {**payload, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    return (json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Payload of a sealed JSON file.  Raises: CheckpointError if it is missing, torn or altered."""
+    try:
+        data = path.read_bytes()
+        payload = json.loads(data)
+        payload.pop(_SEAL)
+        intact = seal(payload) == data
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; the folder was not written completely") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged (not a sealed JSON file)") from error
+    if not intact:
+        raise CheckpointError(f"{path}: damaged (its text does not match its own sha256)")
+    return dict(payload)
+
+
+def verify_file(folder: Path, name: str, entry: FileEntry, *, hashed: bool = True) -> None:
+    """Compare one file with its manifest entry; hashed=False compares the size only.
+
+    Raises:  CheckpointError naming the file: missing, truncated, too long, damaged, or outside the folder.
+    """
+    path = folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise CheckpointError(f"{folder / MANIFEST}: names {name!r}, which lies outside the folder")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, but the manifest lists it")
+    size = path.stat().st_size
+    if size != entry.size:
+        what = "truncated" if size < entry.size else "too long"
+        raise CheckpointError(f"{path}: {what}, {size} bytes instead of {entry.size}")
+    if hashed and measure(path).sha256 != entry.sha256:
+        raise CheckpointError(f"{path}: damaged, its {size} bytes do not match the sha256 of the manifest")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that decide whether two machines give the same numbers."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": str(torch.__version__),
+        "safetensors": str(safetensors.__version__),
+    }
+
+
+# ---------------------------------------------------------------- save
+
+
+def save(
+    root: Path,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    config_hash: str,
+    keep: int,
+    config: Mapping[str, Any] | None = None,
+    kind: str = "step",
+) -> Path:
+    """Write `root/step-N` completely or leave no trace, then prune.
+
+    Args:    root         the checkpoints folder; made when absent
+             state        part name -> nested value (see `flatten`); a name is letters, digits, _ and -
+             config_hash  of `config_hash()`; config (plain values) lets a refused resume say what differs
+             keep         newest checkpoints that stay (at least 1: this one); the newest of kind "best" stays as well
+    Returns: the folder. A checkpoint already there for this step stays loadable until the new one is in place.
+    Raises:  CheckpointError (disk full, write error, value of a foreign type); older checkpoints are then untouched.
+    """
+    if step < 0 or keep < 1:
+        raise CheckpointError(f"step {step}, keep {keep}: step must be at least 0 and keep at least 1")
+    for name in state:
+        if not _NAME.fullmatch(name) or name == "manifest":
+            raise CheckpointError(f"part {name!r}: use letters, digits, _ and -, and not the name manifest")
+    flats = {name: flatten({name: value}) for name, value in state.items()}  # before any write: a bad type costs none
+    settings = flatten(dict(config or {}))
+    if settings.arrays or settings.blobs or settings.files:
+        raise CheckpointError("config: give plain values only; arrays and bytes belong in a part of the state")
+    target = root / f"step-{step}"
+    temporary = root / f".tmp-step-{step}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".tmp-*"):  # left by a killed writer
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+        files: dict[str, FileEntry] = {}
+        for name, flat in flats.items():
+            files |= _write_part(temporary, name, flat)
+        payload = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "step": step,
+            "sequence": 1 + max((manifest.sequence for _, manifest in _held(root)), default=0),
+            "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config_hash": config_hash,
+            "config": settings.tree,
+            "versions": library_versions(),
+            "parts": list(flats),
+            "files": {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in files.items()},
+        }
+        write_synced(temporary / MANIFEST, seal(payload))
+        fsync_folder(temporary)
+        _move_into_place(temporary, target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        if error.errno in _FULL:
+            free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB free" if root.exists() else "folder not made"
+            raise CheckpointError(
+                f"{target}: the disk is full ({free}); free space or lower checkpoint.keep or checkpoint.replay_tail. "
+                "Older checkpoints are untouched"
+            ) from error
+        raise CheckpointError(f"{target}: not written ({error}); older checkpoints are untouched") from error
+    _prune(root, target, keep)
+    return target
+
+
+def _write_part(folder: Path, name: str, flat: Flat) -> dict[str, FileEntry]:
+    files: dict[str, FileEntry] = {}
+    if flat.arrays:
+        files[f"{name}.safetensors"] = write_synced(folder / f"{name}.safetensors", safetensors.numpy.save(flat.arrays))
+    for i, blob in enumerate(flat.blobs):
+        files[f"{name}.{i}.bin"] = write_synced(folder / f"{name}.{i}.bin", blob)
+    for i, part in enumerate(flat.files):
+        path = folder / f"{name}.{i}.file"
+        part.write(path)
+        # a link at path itself is not followed: rglob would walk whatever it leads to
+        for made in sorted([path, *(() if path.is_symlink() else path.rglob("*"))]):
+            if made.is_symlink() or not made.exists():
+                raise CheckpointError(f"part {name!r}: its FilePart wrote no file at {made.name} (or only a link)")
+            fsync_folder(made)  # the same call serves a file that another library wrote
+            if made.is_file():
+                files[made.relative_to(folder).as_posix()] = measure(made)
+    text = json.dumps(flat.tree[name], allow_nan=False, separators=(",", ":"))
+    files[f"{name}.json"] = write_synced(folder / f"{name}.json", text.encode())
+    return files
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename; what held the name waits under `.old`, which `latest` also reads, until the new folder is durable."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    fsync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prune(root: Path, newest: Path, keep: int) -> None:
+    """Remove sound checkpoints beyond the newest `keep`; the rest stays: it is evidence, or another version's."""
+    held = list(_held(root))
+    best = next((path for path, manifest in held if manifest.kind == "best"), None)
+    sound = []
+    for path, manifest in held:
+        try:
+            _verify(path, manifest, hashed=False)
+        except CheckpointError:
+            continue
+        sound.append(path)
+    for path in sound[keep:]:
+        if path not in (newest, best):
+            doomed = root / f".tmp-{path.name}"
+            try:
+                os.rename(path, doomed)
+            except OSError as error:  # the new checkpoint is safe: a full folder is a lesser evil than a dead run
+                _log.warning("%s: not removed (%s)", path, error)
+                continue
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- load
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Manifest of one checkpoint folder.
+
+    Raises:  CheckpointError if it is missing, damaged or of another schema version.
+    """
+    payload = read_sealed(path / MANIFEST)
+    if payload.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path / MANIFEST}: schema version {payload.get('schema')!r}, this code reads {SCHEMA}; "
+            "use the gg-ray that wrote it"
+        )
+    try:
+        return Manifest(
+            step=int(payload["step"]),
+            sequence=int(payload["sequence"]),
+            kind=str(payload["kind"]),
+            created_utc=str(payload["created_utc"]),
+            config_hash=str(payload["config_hash"]),
+            config=unflatten(Flat(payload["config"])),
+            versions=dict(payload["versions"]),
+            parts=tuple(payload["parts"]),
+            files={name: FileEntry(int(e["size"]), str(e["sha256"])) for name, e in payload["files"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: not a checkpoint manifest ({error!r})") from error
+
+
+def load(path: Path, *, require: Collection[str] = ()) -> dict[str, Any]:
+    """Read a checkpoint back after verifying size and sha256 of every file.
+
+    Args:    path     a `step-N` folder;  require  parts that must be there: one that is missing is an error
+    Returns: the state given to `save`; a FilePart as the Path of its file or folder inside the checkpoint.
+    Raises:  CheckpointError naming the file (missing, truncated, damaged, other schema version) or the missing part.
+    """
+    manifest = read_manifest(path)
+    absent = sorted(set(require) - set(manifest.parts))
+    if absent:
+        held = ", ".join(manifest.parts)
+        raise CheckpointError(f"{path}: has no part {', '.join(absent)} (it holds {held}); use another checkpoint")
+    _verify(path, manifest, hashed=True)
+    return {name: _read_part(path, name, manifest) for name in manifest.parts}
+
+
+def _verify(path: Path, manifest: Manifest, *, hashed: bool) -> None:
+    for part in manifest.parts:
+        if f"{part}.json" not in manifest.files:
+            raise CheckpointError(f"{path / MANIFEST}: part {part!r} has no file {part}.json")
+    for name, entry in manifest.files.items():
+        verify_file(path, name, entry, hashed=hashed)
+
+
+def _read_part(path: Path, name: str, manifest: Manifest) -> Any:
+    tops = {file.split("/")[0] for file in manifest.files}  # a FilePart may be a folder
+
+    def numbered(suffix: str) -> Iterator[Path]:
+        for i in range(len(tops)):
+            if (file := f"{name}.{i}.{suffix}") in tops:
+                yield path / file
+
+    flat = Flat(json.loads((path / f"{name}.json").read_bytes()))
+    if f"{name}.safetensors" in manifest.files:
+        flat.arrays = safetensors.numpy.load((path / f"{name}.safetensors").read_bytes())
+    flat.blobs = [file.read_bytes() for file in numbered("bin")]
+    flat.files = list(numbered("file"))
+    return unflatten(flat)
+
+
+def latest(root: Path, skipped: list[str] | None = None) -> Path | None:
+    """Newest checkpoint of the folder that verifies in full, or None.
+
+    Args:    skipped  collects the reason for each folder that was passed over; each is logged as a warning too
+    """
+    reasons: list[str] = []
+    newest = None
+    for path, manifest in _held(root, reasons):
+        try:
+            _verify(path, manifest, hashed=True)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        newest = path
+        break
+    for reason in reasons:
+        _log.warning("skipped: %s", reason)
+    if skipped is not None:
+        skipped.extend(reasons)
+    return newest
+
+
+def _held(root: Path, skipped: list[str] | None = None) -> Iterator[tuple[Path, Manifest]]:
+    """Checkpoints with a readable manifest, the most recently saved first."""
+    found: list[tuple[int, int, Path, Manifest]] = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if not (_STEP.fullmatch(path.name) and path.is_dir()):
+            continue
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            if skipped is not None:
+                skipped.append(str(error))
+            continue
+        found.append((manifest.sequence, manifest.step, path, manifest))
+    for _, _, path, manifest in sorted(found, key=lambda row: row[:3], reverse=True):
+        yield path, manifest
+
+
+# ---------------------------------------------------------------- settings and random states
+
+
+def config_hash(config: Mapping[str, Any], ignore: Collection[str] = ()) -> str:
+    """sha256 (hex) of nested settings; ignore: dotted settings that may change on resume (checkpoint.keep)."""
+    text = json.dumps({key: repr(value) for key, value in _dotted(config, ignore)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_diff(saved: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = ()) -> list[str]:
+    """One line for each dotted setting that differs, for `require_config`."""
+    before, after = dict(_dotted(saved, ignore)), dict(_dotted(now, ignore))
+    return [
+        f"{key}: {before.get(key, 'absent')!r} in the checkpoint, {after.get(key, 'absent')!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if key not in before or key not in after or repr(before[key]) != repr(after[key])
+    ]
+
+
+def _dotted(config: Mapping[str, Any], ignore: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name in ignore:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, ignore, f"{name}.")
+        else:
+            yield name, list(value) if isinstance(value, tuple) else value
+
+
+def require_config(path: Path, config_hash: str, diff: Sequence[str] = ()) -> None:
+    """Refuse to resume with other settings than the checkpoint was made with.
+
+    Args:    diff  lines of `config_diff(read_manifest(path).config, now)`: they tell the user what to change back
+    Raises:  CheckpointError with those lines.
+    """
+    saved = read_manifest(path).config_hash
+    if saved != config_hash:
+        what = "; ".join(diff) or f"hash {saved[:12]} in the checkpoint, {config_hash[:12]} now"
+        raise CheckpointError(f"{path}: made with other settings ({what}). Set them back, or start a new run")
+
+
+def random_states(generators: Mapping[str, np.random.Generator]) -> dict[str, Any]:
+    """All random states of the process: torch (CPU, each GPU), Python, numpy's global one, the given generators."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+        "python": random.getstate(),  # third-party code draws from this one and the next
+        "numpy": tuple(np.random.get_state(legacy=True)),  # noqa: NPY002 - not ours, theirs
+        "generators": {
+            k: {"state": rng.bit_generator.state, "spawned": _spawned(rng)} for k, rng in generators.items()
+        },
+    }
+
+
+def restore_random_states(state: Mapping[str, Any], generators: Mapping[str, np.random.Generator]) -> None:
+    """Put back what `random_states` took; the generators change in place.
+
+    Args:    generators  same names as saved, each made from the same seed: `spawn` continues where it was, too
+    Raises:  CheckpointError if a name is missing on either side, or a generator is of another kind or has spawned more.
+    """
+    saved = state["generators"]
+    if saved.keys() != generators.keys():
+        odd = ", ".join(sorted(saved.keys() ^ generators.keys()))
+        raise CheckpointError(f"random generators differ between checkpoint and run: {odd}; use the same components")
+    for name, rng in generators.items():
+        kind, have = saved[name]["state"]["bit_generator"], type(rng.bit_generator).__name__
+        ahead = _spawned(rng) - saved[name]["spawned"]
+        if kind != have or ahead > 0:
+            raise CheckpointError(
+                f"random generator {name!r}: saved from {kind}, is {have}, {max(ahead, 0)} spawns ahead; use a new one"
+            )
+    for name, rng in generators.items():
+        rng.bit_generator.state = saved[name]["state"]
+        # the state leaves out how many children were spawned: a resumed run would hand out old streams again
+        if behind := saved[name]["spawned"] - _spawned(rng):
+            rng.bit_generator.seed_seq.spawn(behind)  # type: ignore[attr-defined]
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002 - see above
+
+
+def _spawned(rng: np.random.Generator) -> int:
+    return int(getattr(rng.bit_generator.seed_seq, "n_children_spawned", 0))

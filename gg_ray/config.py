@@ -1,0 +1,332 @@
+"""Typed settings of a run; one nested dataclass per box of the picture.
+
+Flow:    configs/*.yaml + dotted overrides -> [config] -> every component gets its own part, never the whole
+Source:  field text says unit, effect and reason; defaults are the laptop run (2 cores, no GPU, about 3 minutes)
+Run:     gg-ray train --config smoke --selfplay.reward azr --print-config
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+TRAINABLE_CASES = ("case14", "case30", "case57", "gb29", "gb")
+HELD_OUT_CASES = ("case39", "case118", "case300", "illinois200")
+SCALE_CASES = ("activsg10k", "activsg25k", "activsg70k")
+WINDOW_SCANS = (16, 24, 48)
+"""Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
+
+RewardName = Literal["ours", "azr", "sfl", "rzero", "regret"]
+EncoderName = Literal["patch", "tgcn", "pygt_tgcn"]
+GraphName = Literal["hybrid", "sage"]
+ArmName = Literal["selfplay", "uniform", "plr"]
+ModeName = Literal["serial", "sync", "async"]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or out of range; the message names it, its value and the way out."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioConfig:
+    """Grids, windows, meters and gates."""
+
+    cases: tuple[str, ...] = ("case14", "case30", "case57", "gb29")
+    """Training grids. Held-out grids (case39, case118, case300, illinois200) are refused."""
+    scans: int = 16
+    """Scans in a window, one of 16, 24, 48 (patches of 8)."""
+    step_s: float = 60.0
+    """Scan interval, seconds (SCADA: one minute)."""
+    fold: int = 0
+    """Which three anomaly families are held out of training, 0-3 (selfplay.md, section 5)."""
+    kappa: tuple[float, float] = (0.35, 0.7)
+    """Range of the metered share of bus and branch channels."""
+    plans: int = 8
+    """Metering plans drawn per grid. Each is a fixed set of meters with its own factorised gain matrix."""
+    missing_rate: float = 0.01
+    """Chance that a reading does not arrive; drawn independently of the label."""
+    d_min: float = 3.0
+    """Smallest detectability d_eff that may enter replay (gate G4)."""
+    d_max: float = float("inf")
+    """Largest admitted d_eff: the curriculum lowers it."""
+    max_events: int = 3
+    """Events in a program, at most 3."""
+    realisations: int = 2
+    """Meter-noise realisations K per program; more lower the variance of the reward and cost features, not solves."""
+    gates: Literal["on", "off"] = "on"
+    """off switches G3 and G4 off: only for the negative-control run (noise trap)."""
+    magnitude: Literal["d_eff", "physical"] = "d_eff"
+    """d_eff: magnitude bins are target detectability; physical: raw sizes (negative control)."""
+    recheck_share: float = 0.02
+    """Share of programs executed a second time and compared bit by bit (gate G2)."""
+    novelty_memory: int = 50_000
+    """Program hashes remembered by gate G6."""
+    data_dir: str = ""
+    """Folder with real GB data; empty: the packaged climatology. The command line fills it from GG_DATA_DIR."""
+
+    def __post_init__(self) -> None:
+        for case in self.cases:
+            _check(
+                case in TRAINABLE_CASES,
+                f"scenario.cases: {case!r} cannot be trained on; choose from {', '.join(TRAINABLE_CASES)}",
+            )
+        _check(len(self.cases) > 0, "scenario.cases: name at least one grid")
+        _check(self.scans in WINDOW_SCANS, f"scenario.scans: {self.scans}; choose one of {WINDOW_SCANS}")
+        _check(self.fold in range(4), f"scenario.fold: {self.fold}; choose 0, 1, 2 or 3")
+        _check(0 < self.kappa[0] <= self.kappa[1] <= 1, f"scenario.kappa: {self.kappa}; need 0 < low <= high <= 1")
+        _check(1 <= self.max_events <= 3, f"scenario.max_events: {self.max_events}; choose 1 to 3")
+        _check(self.realisations >= 1, "scenario.realisations: at least 1")
+        _check(self.d_min < self.d_max, f"scenario.d_min {self.d_min} must lie below scenario.d_max {self.d_max}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifierConfig:
+    """The network that is deployed."""
+
+    encoder: EncoderName = "patch"
+    """Window to node: patch (patch MLP, pooled), tgcn (our recurrent graph cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
+    graph: GraphName = "hybrid"
+    """hybrid: GATv2 with edge attributes and a fixed U-Net; sage: the GraphSAGE baseline."""
+    hidden: int = 64
+    """Width of node states."""
+    patch: int = 8
+    """Scans per patch; must divide the window."""
+    heads: int = 4
+    """Attention heads; must divide hidden."""
+    layers: int = 2
+    """Flat message-passing layers before the U-Net."""
+    dropout: float = 0.0
+    """Dropout after each graph layer."""
+
+    def __post_init__(self) -> None:
+        _check(self.hidden % self.heads == 0, f"verifier.hidden {self.hidden} must be a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the Verifier loss (selfplay.md, section 9)."""
+
+    disturbance: float = 0.5
+    type: float = 0.5
+    severity: float = 0.1
+    node: float = 1.0
+    edge: float = 1.0
+    state: float = 0.5
+    physics: float = 0.05
+    physics_warmup_steps: int = 200
+    """The physics weight rises linearly over these steps: early states are far from any power flow."""
+    twin: float = 0.5
+    twin_margin: float = 1.0
+    focal_gamma: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Optimisation of the Verifier."""
+
+    batch: int = 64
+    """Windows per step (twins count)."""
+    lr: float = 2e-3
+    lr_end: float = 1e-4
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    """Gradient norm bound."""
+    ema: float = 0.99
+    """Decay of the averaged weights; actors score with them and they are what is served."""
+    device: str = "auto"
+    """auto takes a GPU when there is one."""
+    publish_every: int = 20
+    """Learner steps between weight versions."""
+    solver_every: int = 4
+    """Verifier steps per Solver step."""
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.batch >= 2, f"learner.batch: {self.batch}; at least 2")
+        _check(0 <= self.ema < 1, f"learner.ema: {self.ema}; need 0 <= ema < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposerConfig:
+    """The policy that writes programs."""
+
+    hidden: int = 128
+    lr: float = 3e-4
+    batch: int = 128
+    """Own programs per policy update."""
+    clip: float = 0.2
+    entropy: float = 0.03
+    entropy_end: float = 0.005
+    uniform_mix: float = 0.1
+    """Share of the uniform distribution in every head of the behaviour policy."""
+    advantage_clip: float = 3.0
+    ratio_max: float = 2.0
+    """Truncation of the importance ratio."""
+    max_policy_lag: int = 2
+    """Published proposer versions after which a sample is dropped."""
+    max_verifier_lag: int = 10
+    """Published Verifier versions after which a sample is dropped: its reward is stale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """The network that completes masked meters."""
+
+    hidden: int = 64
+    lr: float = 1e-3
+    rank: int = 8
+    """Rank of the state covariance: completions are sampled jointly."""
+    horizon: int = 4
+    """Last scans that are masked and completed."""
+    samples: int = 4
+    """Completions per question."""
+    share: float = 0.1
+    """Largest share of solver-made windows in a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfplayConfig:
+    """The game: quotas, rewards, sources."""
+
+    arm: ArmName = "selfplay"
+    """selfplay; uniform (uniform + gate + twins, the control); plr (the control with rank replay)."""
+    reward: RewardName = "ours"
+    """ours: gated oracle-normalised learnability; azr, sfl, rzero, regret for comparison."""
+    family_choice: Literal["scheduler", "policy"] = "scheduler"
+    """policy lets the proposer pick the family: only for the negative control."""
+    steps: int = 600
+    """Verifier steps of the run."""
+    programs: int = 32
+    """Programs per proposer call; all of one call share a grid."""
+    uniform_floor: float = 0.2
+    """Share of uniform-grammar programs."""
+    mutation_share: float = 0.2
+    """Share of mutations of high-learnability programs."""
+    anomalous_share: float = 0.5
+    """Share of anomalous programs; with twins two thirds of the windows are plausible."""
+    hard_share: float = 0.5
+    """Share of plausible programs that are plausible-hard."""
+    reward_beta: float = 0.7
+    """Weight of Verifier learnability against Solver learnability."""
+    epsilon: float = 0.05
+    """Skill above 1 - epsilon earns nothing."""
+    lp_temperature: float = 0.1
+    """Softmax temperature of the scheduler's learning-progress quota."""
+
+    def __post_init__(self) -> None:
+        _check(self.uniform_floor + self.mutation_share <= 1, "selfplay: uniform_floor + mutation_share exceed 1")
+        _check(self.steps >= 1, f"selfplay.steps: {self.steps}; at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """The buffer between actors and learner."""
+
+    limit_bytes: int = 512 * 2**20
+    """Payload kept before eviction, bytes; the process needs about 1.2 times this."""
+    max_items: int = 200_000
+    min_size: int = 256
+    """Windows before the learner may start."""
+    samples_per_insert: float = 8.0
+    """Mean draws per inserted window. Higher: more reuse (docs/metrics.md)."""
+    error_buffer: float = 0.1
+    """Allowed drift of the limiter, as a share of samples_per_insert x min_size."""
+    alpha: float = 0.6
+    """Priority exponent."""
+    beta: float = 0.4
+    """Importance-weight exponent."""
+    rank_share: float = 0.2
+    """Share of a batch drawn by rank (PLR); the rest is fresh and uniform."""
+    rank_temperature: float = 1.0
+    """PLR rank exponent is 1 / rank_temperature."""
+    staleness_coef: float = 0.1
+    """PLR staleness weight (rho_s)."""
+
+    def __post_init__(self) -> None:
+        _check(self.samples_per_insert > 0, "replay.samples_per_insert must be positive")
+        _check(self.limit_bytes >= 2**20, "replay.limit_bytes: at least 1 MiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorsConfig:
+    """Ray processes and staleness."""
+
+    proposers: int = 1
+    solvers: int = 1
+    in_flight: int = 2
+    """Calls in flight per actor, at most 2."""
+    max_lag: int = 2
+    """Weight versions an experience may lag behind (async); 0 is synchronous."""
+    min_healthy: int = 1
+    call_timeout_s: float = 120.0
+    """A call that takes longer counts as lost."""
+    start_timeout_s: float = 60.0
+    """Placement that is not granted within this time ends the run with need against have."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.in_flight <= 2, f"actors.in_flight: {self.in_flight}; choose 1 or 2")
+        _check(self.proposers >= 1 and self.solvers >= 0, "actors: at least one proposer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 200
+    keep: int = 2
+    replay_tail: int = 4_000
+    """Newest windows saved with a checkpoint; 0 saves the whole buffer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Held-out evaluation at the end of a run and during it."""
+
+    every_steps: int = 200
+    suite: str = "quick"
+    held_out_cases: tuple[str, ...] = ("case39",)
+    days: int = 2
+    """Test days per grid in the timeline suite; validation days have the same number."""
+    windows: int = 64
+    """Gated windows per family in the diagnostic suite."""
+    baselines: bool = True
+    uniform_control: bool = True
+    """Also train the same Verifier on uniform scenarios with the same budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run; saved beside its results."""
+
+    name: str = "laptop"
+    seed: int = 0
+    """Root of every random stream: SeedSequence(seed, spawn_key=(role, index))."""
+    mode: ModeName = "async"
+    """serial: one process, bit-reproducible; sync: Ray in lock-step, equal to serial; async: free-running."""
+    scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    proposer: ProposerConfig = field(default_factory=ProposerConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    selfplay: SelfplayConfig = field(default_factory=SelfplayConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.scenario.scans % self.verifier.patch == 0,
+            f"scenario.scans {self.scenario.scans} must be a multiple of verifier.patch {self.verifier.patch}",
+        )
+        held = set(self.evaluate.held_out_cases) & set(self.scenario.cases)
+        _check(not held, f"evaluate.held_out_cases: {', '.join(sorted(held))} is also trained on")
+
+
+def as_dict(config: object) -> dict[str, object]:
+    """Nested plain dictionary of a settings dataclass (for YAML, JSON and the checkpoint)."""
+    return dataclasses.asdict(config)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,330 @@
+"""Measurement Jacobian, prior-aided state estimation and detectability d_eff.
+
+Flow:    grid.meters -> [estimation] -> scenario.executor (d_eff, lambda), verifier.features, baselines
+Source:  Schweppe 1970 (WLS); Abur and Exposito 2004, ch. 2 and 5; prior as injection pseudo-measurements; docs/physics.md
+Shapes:  R rows, T scans, N buses, E branches, F full layout, M installed channels, X = 2N states (angles, magnitudes),
+         U pseudo-measurements: P at every bus, Q at every bus, |V| at every bus (zero weight where it is free)
+Units:   p.u., rad
+
+One gain matrix G = H' W H + Hpq' D^-1 Hpq serves two purposes. With a wide prior D it is the estimator whose
+normalised residuals feed every detector; with D = the plausible injection moves of a window it measures how far an
+anomaly leads away from everything plausible: d^2 = a' (R + J Q J')^-1 a = min over plausible moves of the misfit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import splu
+
+from gg_ray.grid.cases import PQ, PV, SLACK, GridCase
+from gg_ray.grid.meters import MeterPlan, measure
+from gg_ray.grid.ybus import BranchAdmittance, branch_admittance, ends_matrix
+from gg_ray.records import F64, Bool
+
+C128 = NDArray[np.complex128]
+DENSE_STATES = 900
+"""Up to this many states the gain matrix is inverted densely: matrix products beat sparse solves."""
+ZERO_INJECTION_SIGMA = 1e-3
+MODE_SCALES = (12.0, 1.5, 0.15)
+"""Variance levels of the window's time modes: each eigenvalue of the AR(1) correlation is rounded up to one of them."""
+
+
+def jacobian(case: GridCase, v: C128, y: BranchAdmittance | None = None) -> sp.csr_matrix:
+    """[F, 2N] derivative of every channel by (angle, |V|) at state v.
+
+    Source: MATPOWER technical note 2 (complex derivatives of branch flows); checked against finite differences.
+    """
+    y = branch_admittance(case) if y is None else y
+    n, e = case.n_bus, case.n_branch
+    f, t = case.f_bus, case.t_bus
+    vf, vt = v[f], v[t]
+    i_f, i_t = y.yff * vf + y.yft * vt, y.ytf * vf + y.ytt * vt
+    rows = np.arange(e)
+
+    def end(vo: C128, current: C128, y_own: C128, y_far: C128, own: Any, far: Any, v_far: C128) -> sp.csr_matrix:
+        unit_o, unit_f = vo / np.abs(vo), v_far / np.abs(v_far)
+        d_own_angle = 1j * vo * np.conj(current) - 1j * vo * np.conj(y_own * vo)
+        d_far_angle = -1j * vo * np.conj(y_far * v_far)
+        d_own_mag = unit_o * np.conj(current) + vo * np.conj(y_own * unit_o)
+        d_far_mag = vo * np.conj(y_far * unit_f)
+        data = np.concatenate([d_own_angle, d_far_angle, d_own_mag, d_far_mag])
+        cols = np.concatenate([own, far, n + own, n + far])
+        return sp.csr_matrix((data, (np.tile(rows, 4), cols)), shape=(e, 2 * n))
+
+    d_f = end(vf, i_f, y.yff, y.yft, f, t, vt)
+    d_t = end(vt, i_t, y.ytt, y.ytf, t, f, vf)
+    shunt = sp.csr_matrix(
+        (2 * np.abs(v) * (case.gs - 1j * case.bs), (np.arange(n), n + np.arange(n))), shape=(n, 2 * n)
+    )
+    d_s = ends_matrix(case) @ sp.vstack([d_f, d_t]).tocsr() + shunt
+    eye = sp.identity(n, format="csr")
+    zero = sp.csr_matrix((n, n))
+    slack = sp.csr_matrix((np.ones(n), (np.arange(n), np.full(n, case.slack))), shape=(n, n))
+    magnitude = sp.hstack([zero, eye])
+    angle = sp.hstack([eye - slack, zero])
+    return sp.vstack(
+        [magnitude, d_s.real, d_s.imag, angle, d_f.real, d_f.imag, d_t.real, d_t.imag], format="csr"
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Injection pseudo-measurements: standard deviations of P and Q at every bus and of |V| where it is controlled."""
+
+    p: F64
+    q: F64
+    v: F64
+    """[N]; inf where the voltage is free."""
+
+
+def wide_prior(case: GridCase) -> Prior:
+    """What an estimator may assume without a forecast: demand and output within about half of their nominal size."""
+    return _prior(case, 0.5, 0.02)
+
+
+def plausible_prior(case: GridCase, load_noise: float) -> Prior:
+    """How far injections plausibly move within a window: bus noise, dispatch following demand, free reactive output."""
+    return _prior(case, load_noise, 0.01)
+
+
+def _prior(case: GridCase, share: float, v_sigma: float) -> Prior:
+    injected = case.load_p != 0
+    p = np.where(injected, share * np.abs(case.load_p) + ZERO_INJECTION_SIGMA, ZERO_INJECTION_SIGMA)
+    q = np.where(case.load_q != 0, share * np.abs(case.load_q) + ZERO_INJECTION_SIGMA, ZERO_INJECTION_SIGMA)
+    p[case.gen_bus] += share * np.abs(case.gen_p) + 0.01
+    typical = max(float(np.median(np.abs(case.load_p[injected]))) if injected.any() else 0.1, 0.05)
+    q[case.gen_bus] += 5.0 * typical
+    p[case.kind == SLACK] += 10.0 * typical
+    controlled = (case.kind == PV) | (case.kind == SLACK)
+    return Prior(p=p, q=q, v=np.where(controlled, v_sigma, np.inf))
+
+
+class Gain:
+    """Factorised gain matrix of one metering plan and one prior at the base state.
+
+    Invariant: G = Hm' W Hm + Hu' D^-1 Hu + anchor, with the rows of installed meters (m) and pseudo-measurements (u).
+    """
+
+    def __init__(self, case: GridCase, plan: MeterPlan, prior: Prior, h: sp.csr_matrix | None = None) -> None:
+        self.case, self.plan, self.prior = case, plan, prior
+        n = case.n_bus
+        full = jacobian(case, case.v0) if h is None else h
+        self.pseudo_channels = np.concatenate([np.arange(n, 2 * n), np.arange(2 * n, 3 * n), np.arange(n)])
+        h_m, h_u = full[plan.channels], full[self.pseudo_channels]
+        self.weight = 1.0 / plan.sigma**2
+        with np.errstate(divide="ignore"):
+            self.pseudo = np.concatenate([1.0 / prior.p**2, 1.0 / prior.q**2, 1.0 / prior.v**2])
+        anchor = sp.csr_matrix(([1e8], ([case.slack], [case.slack])), shape=(2 * n, 2 * n))
+        gain = (h_m.T @ sp.diags(self.weight) @ h_m + h_u.T @ sp.diags(self.pseudo) @ h_u + anchor).tocsc()
+        self._inverse: F64 | None = None
+        if 2 * n <= DENSE_STATES:
+            self._inverse = sla.inv(gain.toarray())
+            h_m, h_u = h_m.toarray(), h_u.toarray()
+        else:
+            self._lu = splu(gain)
+        self.h_m, self.h_u = h_m, h_u
+        self._omega: F64 | None = None
+
+    def solve(self, rhs_XR: F64) -> F64:
+        """G^-1 rhs for [X, R]."""
+        if self._inverse is not None:
+            return np.asarray(self._inverse @ rhs_XR)
+        return np.asarray(self._lu.solve(np.ascontiguousarray(rhs_XR)))
+
+    def gradient(self, a_RM: F64, u_RU: F64) -> F64:
+        """[X, R] right-hand side Hm' W a + Hu' D^-1 u."""
+        return np.asarray(self.h_m.T @ (a_RM * self.weight).T + self.h_u.T @ (u_RU * self.pseudo).T)
+
+    @property
+    def omega(self) -> F64:
+        """[M] variance of each meter's residual: R - Hm G^-1 Hm' (diagonal), floored at 2 % of R.
+
+        A critical measurement has no redundancy and residual variance near zero; the floor keeps it from exploding.
+        """
+        if self._omega is None:
+            spread = np.empty(self.plan.size)
+            if self._inverse is not None:
+                spread[:] = np.einsum("mx,mx->m", self.h_m @ self._inverse, self.h_m)
+            else:
+                for start in range(0, spread.size, 256):
+                    rows = self.h_m[start : start + 256]
+                    spread[start : start + 256] = rows.multiply(self.solve(rows.T.toarray()).T).sum(axis=1).A1
+            r = self.plan.sigma**2
+            self._omega = np.clip(r - spread, 0.02 * r, r)
+        return self._omega
+
+    def misfit(self, a_RM: F64, u_RU: F64) -> F64:
+        """[R] squared distance of innovations to the plausible set: min_dx |a - Hm dx|_W^2 + |u - Hu dx|_D^2.
+
+        a_RM acts on the meters, u_RU on the pseudo-measurements (zero for pure data anomalies).
+        """
+        rhs = self.gradient(a_RM, u_RU)
+        total = (a_RM * a_RM) @ self.weight + (u_RU * u_RU) @ self.pseudo
+        return np.maximum(total - np.einsum("xr,xr->r", rhs, self.solve(rhs)), 0.0)
+
+
+class Detectability:
+    """d_eff of an anomaly over a whole window (gate G4).
+
+    The plausible set is Gaussian and separable: meter noise white in time, injection moves AR(1) in time. In the
+    eigenbasis of the AR(1) correlation each time mode is an ordinary misfit with the prior variance scaled by its
+    eigenvalue; eigenvalues are rounded up to three levels, so three factorisations serve every window length.
+    Approximation: linear at the base state, with the base topology.
+    """
+
+    def __init__(self, case: GridCase, plan: MeterPlan, load_noise: float, rho: float) -> None:
+        h = jacobian(case, case.v0)
+        base = plausible_prior(case, load_noise)
+        self.rho, self.n_pseudo = rho, 3 * case.n_bus
+        self.gains = [
+            Gain(case, plan, Prior(base.p * np.sqrt(s), base.q * np.sqrt(s), base.v * np.sqrt(s)), h)
+            for s in MODE_SCALES
+        ]  # fmt: skip
+        self._modes: dict[int, tuple[F64, NDArray[np.int64]]] = {}
+
+    def modes(self, scans: int) -> tuple[F64, NDArray[np.int64]]:
+        """Eigenvectors [T, T] (columns) of the AR(1) correlation and the level of each mode."""
+        if scans not in self._modes:
+            lag = np.abs(np.subtract.outer(np.arange(scans), np.arange(scans)))
+            values, vectors = np.linalg.eigh(self.rho**lag)
+            level = np.array([max(i for i, s in enumerate(MODE_SCALES) if s >= min(v, MODE_SCALES[0])) for v in values])
+            self._modes[scans] = (vectors, level)
+        return self._modes[scans]
+
+    def squared(self, innovations: Sequence[Innovation], scans: int) -> F64:
+        """[P] d_eff^2 of each program's innovation.
+
+        An innovation touches few channels, so its [T, c] block has low rank: each level needs only as many solves as
+        that rank (one for a single meter), all programs together in one multi-right-hand-side solve.
+        """
+        vectors, level = self.modes(scans)
+        out = np.zeros(len(innovations))
+        for index, gain in enumerate(self.gains):
+            chosen = vectors[:, level == index]
+            if not chosen.shape[1]:
+                continue
+            owners: list[int] = []
+            a_rows: list[F64] = []
+            u_rows: list[F64] = []
+            for program, item in enumerate(innovations):
+                block = np.concatenate([chosen.T @ item.a_Tc, chosen.T @ item.u_Tk], axis=1)
+                for row in _row_basis(block):
+                    a_row, u_row = np.zeros(gain.plan.size), np.zeros(self.n_pseudo)
+                    np.add.at(a_row, item.meters, row[: item.meters.size])
+                    np.add.at(u_row, item.pseudo, row[item.meters.size :])
+                    owners.append(program)
+                    a_rows.append(a_row)
+                    u_rows.append(u_row)
+            if owners:
+                np.add.at(out, owners, gain.misfit(np.stack(a_rows), np.stack(u_rows)))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Innovation:
+    """What telemetry shows beyond the declared model at the true state, on few channels.
+
+    meters [c] installed positions with a_Tc [T, c];  pseudo [k] pseudo-measurement positions with u_Tk [T, k]
+    """
+
+    meters: NDArray[np.int64]
+    a_Tc: F64
+    pseudo: NDArray[np.int64]
+    u_Tk: F64
+
+
+def _row_basis(block: F64, keep: float = 1e-8) -> F64:
+    """Rows with the same Gram matrix as block (block' block): its singular vectors scaled, negligible ones dropped."""
+    if block.shape[0] == 1 or not block.any():
+        return block[:1] if block.any() else block[:0]
+    _, s, vt = np.linalg.svd(block, full_matrices=False)
+    rank = int((s**2 > keep * s[0] ** 2).sum())
+    return np.asarray(s[:rank, None] * vt[:rank])
+
+
+class Estimator:
+    """Prior-aided weighted-least-squares estimate of every scan with one cached factor (chord Gauss-Newton).
+
+    Invariant: the factor belongs to (case, plan); absent readings have no influence. A fixed factor converges linearly:
+    four steps bring the update far below the meter noise on every shipped grid (tested).
+    """
+
+    def __init__(self, case: GridCase, plan: MeterPlan, steps: int = 4) -> None:
+        self.case, self.plan, self.steps = case, plan, steps
+        self.gain = Gain(case, plan, wide_prior(case))
+        base = measure(case, case.v0[None])[0]
+        self._centre = base[self.gain.pseudo_channels]
+        injections = (plan.channels >= case.n_bus) & (plan.channels < 3 * case.n_bus)
+        self._scaling = np.flatnonzero(injections & (np.abs(base[plan.channels]) > 0.02))
+        self._scaling_base = base[plan.channels[self._scaling]]
+
+    def estimate(
+        self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None
+    ) -> tuple[C128, F64]:
+        """State and normalised residuals of each row.
+
+        Args:    z_RM readings with NaN where absent; status_RE declared branch status; y declared admittances
+        Returns: v [R, N] complex p.u. (slack angle zero); r / sqrt(omega) [R, M], zero where absent.
+                 Unit normal on clean data (tested).
+        """
+        case, gain, channels = self.case, self.gain, self.plan.channels
+        rows, n = z_RM.shape[0], case.n_bus
+        present = np.isfinite(z_RM)
+        z = np.where(present, z_RM, 0.0)
+        theta = np.tile(np.angle(case.v0 * np.conj(case.v0[case.slack])), (rows, 1))
+        vm = np.tile(np.abs(case.v0), (rows, 1))
+        y = branch_admittance(case) if y is None else y
+        centre = self._prior_centre(z_RM)
+        for _ in range(self.steps):
+            h = measure(case, vm * np.exp(1j * theta), y, status_RE)
+            misfit = np.where(present, z - h[:, channels], 0.0)
+            step = gain.solve(gain.gradient(misfit, centre - h[:, gain.pseudo_channels])).T
+            theta += np.clip(step[:, :n], -0.5, 0.5)
+            vm = np.clip(vm + np.clip(step[:, n:], -0.1, 0.1), 0.3, 1.7)
+        v = vm * np.exp(1j * theta)
+        h = measure(case, v, y, status_RE)[:, channels]
+        return v, np.where(present, z - h, 0.0) / np.sqrt(gain.omega)
+
+    def _prior_centre(self, z_RM: F64) -> F64:
+        """[R, U] prior mean: base injections scaled by the row's median ratio of metered to base injections."""
+        centre = np.tile(self._centre, (z_RM.shape[0], 1))
+        if self._scaling.size:
+            ratio = z_RM[:, self._scaling] / self._scaling_base
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a row without any injection reading
+                scale = np.nanmedian(ratio, axis=1)
+            centre[:, : 2 * self.case.n_bus] *= np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0)[:, None]
+        return centre
+
+
+class LinearFlow:
+    """Linearised power flow at the base state: state moves caused by small injection changes.
+
+    Invariant: the angle of the slack and controlled voltages stay put.   Source: Newton power-flow Jacobian
+    """
+
+    def __init__(self, case: GridCase) -> None:
+        n = case.n_bus
+        h = jacobian(case, case.v0)
+        self.h = h
+        self._angle = np.flatnonzero(case.kind != SLACK)
+        self._magnitude = np.flatnonzero(case.kind == PQ)
+        rows = np.concatenate([n + self._angle, 2 * n + self._magnitude])
+        columns = np.concatenate([self._angle, n + self._magnitude])
+        self._columns, self._n = columns, n
+        self._lu = splu(h[rows][:, columns].tocsc())
+
+    def moves(self, dp_RN: F64, dq_RN: F64) -> F64:
+        """[R, 2N] change of (angle, |V|) for injection changes, p.u."""
+        rhs = np.concatenate([dp_RN[:, self._angle], dq_RN[:, self._magnitude]], axis=1)
+        out = np.zeros((dp_RN.shape[0], 2 * self._n))
+        out[:, self._columns] = self._lu.solve(np.ascontiguousarray(rhs.T)).T
+        return out

@@ -1,0 +1,191 @@
+"""Hard gates before the buffer: valid, deterministic, material, detectable, clear of the margin, new.
+
+Flow:    scenario.executor -> [gates] -> selfplay.loop (reward -0.5 on failure), replay
+Source:  selfplay.md, section 8. A strict data gate is what keeps self-play stable (Survive-or-Collapse 2605.22217).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gg_ray.config import ScenarioConfig
+from gg_ray.grid.ybus import Judge
+from gg_ray.records import F64
+from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.grammar import first_family, program_hash
+
+GATES = ("G1", "G2", "G3", "G4", "G5", "G6")
+JUDGE_LIMIT_PU = 1e-5
+V_LIMITS_PU = (0.8, 1.2)
+ANGLE_SPREAD_RAD = np.deg2rad(120.0)
+G5_PLAUSIBLE, G5_IMPLAUSIBLE = 3.0, 6.0
+"""Solver-made windows: errors up to 3 sigma are plausible, from 6 sigma on implausible, between them dropped."""
+
+
+@dataclass(slots=True)
+class GateCounters:
+    """How many attempts entered and which gate stopped them."""
+
+    seen: int = 0
+    passed: int = 0
+    stopped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(GATES, 0))
+    by_family: dict[str, list[int]] = field(default_factory=dict)
+    """family (or "benign") -> [seen, passed]"""
+
+    def rates(self) -> dict[str, float]:
+        """Share of attempts stopped by each gate, and the share that passed."""
+        total = max(self.seen, 1)
+        return {gate: count / total for gate, count in self.stopped.items()} | {"pass": self.passed / total}
+
+    def add(self, other: GateCounters) -> None:
+        """Sum of two counters (actors report theirs)."""
+        self.seen += other.seen
+        self.passed += other.passed
+        for gate, count in other.stopped.items():
+            self.stopped[gate] += count
+        for family, (seen, passed) in other.by_family.items():
+            mine = self.by_family.setdefault(family, [0, 0])
+            mine[0] += seen
+            mine[1] += passed
+
+
+class Gates:
+    """G1 to G4 and G6 for executed programs, G5 for completions; the first failing gate is counted.
+
+    Invariant: seen == passed + sum(stopped). With gates off (negative control) only G1, G2 and G6 act.
+    """
+
+    def __init__(self, executor: Executor, config: ScenarioConfig) -> None:
+        self.executor, self.config = executor, config
+        self.judge = Judge(executor.case)
+        self.counters = GateCounters()
+        self._seen: OrderedDict[int, None] = OrderedDict()
+
+    def check(self, attempts: Sequence[Attempt], rng: np.random.Generator) -> list[str]:
+        """Name of the gate that stops each attempt, "" for those that pass.
+
+        Args: rng draws which calls are executed a second time as a whole (gate G2)
+        """
+        residual = self._judge(attempts)
+        repeats = self._repeats(attempts) if rng.random() < self.config.recheck_share else [True] * len(attempts)
+        verdicts = []
+        for attempt, worst, same in zip(attempts, residual, repeats, strict=True):
+            verdict = self._first_failure(attempt, worst, same)
+            verdicts.append(verdict)
+            self._count(attempt, verdict)
+        return verdicts
+
+    def _judge(self, attempts: Sequence[Attempt]) -> F64:
+        """[P] largest power-balance residual of each true trajectory, by our own judge and never the solver.
+
+        Loads and line flows are re-derived from V; what is judged is that buses without any injection carry none.
+        """
+        out = np.zeros(len(attempts))
+        live = [i for i, a in enumerate(attempts) if a.converged and a.trajectory is not None]
+        if not live:
+            return out
+        case = self.executor.case
+        passive = (case.load_p == 0) & (case.load_q == 0)
+        passive[case.gen_bus] = False
+        moved = [i for i in live if (attempts[i].trajectory.tap_E != case.tap).any()]  # type: ignore[union-attr]
+        plain = [i for i in live if i not in set(moved)]
+        if plain and passive.any():
+            v = np.concatenate([attempts[i].trajectory.v_TN for i in plain])  # type: ignore[union-attr]
+            status = np.concatenate([attempts[i].trajectory.status_TE for i in plain])  # type: ignore[union-attr]
+            gap = np.abs(self.judge.residual(v, np.zeros_like(v), status)[:, passive]).max(axis=1)
+            scans = attempts[plain[0]].context.scans
+            out[plain] = gap.reshape(len(plain), scans).max(axis=1)
+        return out
+
+    def _first_failure(self, attempt: Attempt, residual: float, repeats: bool) -> str:
+        if not self._valid(attempt, residual):
+            return "G1"
+        if not repeats:
+            return "G2"
+        if attempt.anomalous or not attempt.reachable:
+            if self.config.gates == "on":
+                if not attempt.reachable:
+                    return "G4"
+                if attempt.material < 1.0:
+                    return "G3"
+                if not self.config.d_min <= attempt.d_eff <= self.config.d_max:
+                    return "G4"
+            elif not attempt.reachable:
+                return "G1"
+        return "" if self._new(attempt) else "G6"
+
+    def _valid(self, attempt: Attempt, residual: float) -> bool:
+        if not attempt.converged or attempt.split or not attempt.in_bounds or attempt.trajectory is None:
+            return False
+        if residual > JUDGE_LIMIT_PU:
+            return False
+        v = attempt.trajectory.v_TN
+        vm = np.abs(v)
+        if not np.isfinite(vm).all() or vm.min() < V_LIMITS_PU[0] or vm.max() > V_LIMITS_PU[1]:
+            return False
+        angle = np.angle(v * np.conj(v[:, [self.executor.case.slack]]))
+        return bool(np.ptp(angle, axis=1).max() < ANGLE_SPREAD_RAD)
+
+    def _repeats(self, attempts: Sequence[Attempt]) -> list[bool]:
+        """The same call executed again must give the same bits.
+
+        The whole call is repeated: the sweep reuses its factorisation from row to row, so a program solved alone
+        agrees to 1e-12 (tested), not bit by bit.
+        """
+        again = self.executor.run([a.program for a in attempts], contexts=[a.context for a in attempts])
+        return [one.digest() == two.digest() for one, two in zip(attempts, again, strict=True)]
+
+    def _new(self, attempt: Attempt) -> bool:
+        key = program_hash(attempt.program)
+        if key in self._seen:
+            self._seen.move_to_end(key)
+            return False
+        self._seen[key] = None
+        if len(self._seen) > self.config.novelty_memory:
+            self._seen.popitem(last=False)
+        return True
+
+    def _count(self, attempt: Attempt, verdict: str) -> None:
+        self.counters.seen += 1
+        family = self.counters.by_family.setdefault(first_family(attempt.program) or "benign", [0, 0])
+        family[0] += 1
+        if verdict:
+            self.counters.stopped[verdict] += 1
+        else:
+            self.counters.passed += 1
+            family[1] += 1
+
+    def completion(self, error_sigma: NDArray[np.float64], d_eff: float, material: float) -> int | None:
+        """Gate G5 for a solver-made window: 0 plausible, 1 implausible, None to drop it (and count it).
+
+        Args: error_sigma  errors of the completed meters against the truth in units of their sigma
+        """
+        worst = float(np.abs(error_sigma).max())
+        if worst <= G5_PLAUSIBLE:
+            return 0
+        if worst >= G5_IMPLAUSIBLE and material >= 1.0 and d_eff >= self.config.d_min:
+            return 1
+        self.counters.stopped["G5"] += 1
+        self.counters.seen += 1
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and novelty memory, JSON-able."""
+        c = self.counters
+        return {
+            "seen": c.seen, "passed": c.passed, "stopped": dict(c.stopped), "by_family": dict(c.by_family),
+            "memory": list(self._seen),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        c = self.counters = GateCounters()
+        c.seen, c.passed = int(state["seen"]), int(state["passed"])
+        c.stopped = {gate: int(state["stopped"][gate]) for gate in GATES}
+        c.by_family = {name: [int(a), int(b)] for name, (a, b) in state["by_family"].items()}
+        self._seen = OrderedDict((int(key), None) for key in state["memory"])

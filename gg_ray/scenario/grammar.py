@@ -1,0 +1,357 @@
+"""The typed grammar of scenarios: primitives, their slots, the masks that keep every program legal, and the folds.
+
+Flow:    [grammar] -> selfplay.proposer (masks), scenario.executor (meaning), scenario.gates (novelty)
+Source:  selfplay.md, section 5; twelve anomaly families, four folds
+Shapes:  N buses, E branches; a "place" is a bus (0..N-1) or a branch (N..N+E-1)
+
+Every slot is a categorical choice: primitive, target place, onset scan, magnitude bin, duration bin, support bin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gg_ray.config import ScenarioConfig
+from gg_ray.grid.cases import PV, GridCase, load_case
+from gg_ray.grid.meters import MeterPlan, draw_plan, layout_of
+from gg_ray.grid.powerflow import bridges
+from gg_ray.records import FAMILIES, FOLDS, Bool, Event, Program
+
+Side = Literal["ordinary", "hard", "anomalous"]
+SIDES: tuple[Side, ...] = ("ordinary", "hard", "anomalous")
+
+MAGNITUDE_BINS = 16
+D_EDGES = np.geomspace(0.5, 32.0, MAGNITUDE_BINS + 1)
+"""Edges of the detectability bins: a magnitude bin of a sized anomaly is a target d_eff."""
+DURATION_SCANS = (4, 8, 10_000)
+"""Scans that an event lasts; the last bin means until the end of the window."""
+SUPPORT_BINS = 3
+"""Hop radius 0-2, channel choice or partner choice: the primitive says which."""
+FIRST_ONSET = 2
+TAIL_SCANS = 4
+"""An event starts at least this many scans before the end of the window."""
+
+
+class GrammarError(ValueError):
+    """A program breaks the grammar; the message names the event, the slot and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Primitive:
+    """One word of the grammar.
+
+    place: where it may point (load, gen, line, tap, bus, meter); sized: the magnitude bin means something.
+    """
+
+    name: str
+    side: Side
+    family: str
+    place: str
+    sized: bool
+    """Anomalies: the bin is a target d_eff. Benign events: a physical size in 16 steps."""
+    durations: int = 3
+    supports: int = 1
+
+
+def _table() -> dict[str, Primitive]:
+    rows = (
+        # ordinary benign
+        Primitive("load_step", "ordinary", "", "load", True),
+        Primitive("load_ramp", "ordinary", "", "load", True, supports=3),
+        Primitive("tap_move", "ordinary", "", "tap", False),
+        Primitive("v_setpoint", "ordinary", "", "gen", True),
+        Primitive("demand_transfer", "ordinary", "", "load", True, supports=3),
+        Primitive("noise_class_change", "ordinary", "", "meter", False, supports=3),
+        Primitive("meter_outage", "ordinary", "", "meter", False),
+        Primitive("stale_meter", "ordinary", "", "meter", False, durations=1),
+        # plausible-hard
+        Primitive("gen_trip", "hard", "", "unit", False, durations=1),
+        Primitive("line_switch", "hard", "", "line", False, durations=3),
+        Primitive("wind_ramp", "hard", "", "gen", True, durations=1, supports=3),
+        Primitive("load_step_large", "hard", "", "load", True),
+        Primitive("demand_transfer_large", "hard", "", "load", True, supports=3),
+        # sensor
+        Primitive("sign_flip", "anomalous", "S1", "meter", False, supports=3),
+        Primitive("unit_error", "anomalous", "S1", "meter", False, supports=3),
+        Primitive("time_skew", "anomalous", "S1", "meter", True, supports=3),
+        Primitive("bias", "anomalous", "S2", "meter", True, supports=3),
+        Primitive("drift", "anomalous", "S2", "meter", True, durations=1, supports=3),
+        Primitive("scale", "anomalous", "S3", "meter", True, supports=3),
+        Primitive("meter_swap", "anomalous", "S3", "meter", False, supports=3),
+        Primitive("freeze", "anomalous", "S4", "meter", False, supports=3),
+        Primitive("noise_inflation", "anomalous", "S4", "meter", True, supports=3),
+        Primitive("spike", "anomalous", "S4", "meter", True, durations=1, supports=3),
+        # topology
+        Primitive("wrong_breaker_status", "anomalous", "T1", "line", False, durations=1),
+        Primitive("wrong_tap", "anomalous", "T1", "tap", True, durations=1),
+        Primitive("undeclared_line_outage", "anomalous", "T2", "line", False, durations=1),
+        Primitive("hv_fault_residue", "anomalous", "T2", "meter", True, durations=2, supports=3),
+        Primitive("wrong_line_parameter", "anomalous", "T3", "line", True, durations=1),
+        # physical
+        Primitive("theft", "anomalous", "T4", "load_metered", True),
+        Primitive("unmetered_injection", "anomalous", "T4", "load_metered", True),
+        Primitive("undeclared_gen_trip", "anomalous", "T4", "unit", False, durations=1),
+        # attack
+        Primitive("load_redistribution", "anomalous", "A1", "load", True, supports=3),
+        Primitive("replay", "anomalous", "A1", "bus", False, supports=3),
+        Primitive("stealth_fdia", "anomalous", "A2", "load", True, supports=3),
+        Primitive("ramp_fdia", "anomalous", "A2", "load", True, durations=1, supports=3),
+        Primitive("partial_fdia", "anomalous", "A3", "load", True, supports=3),
+        Primitive("wrong_model_fdia", "anomalous", "A3", "load", True, supports=3),
+        Primitive("coordinated", "anomalous", "A4", "line", False, durations=1, supports=3),
+    )
+    return {row.name: row for row in rows}
+
+
+PRIMITIVES: dict[str, Primitive] = _table()
+PRIMITIVE_NAMES: tuple[str, ...] = tuple(PRIMITIVES)
+_ANOMALIES = {family: tuple(p.name for p in PRIMITIVES.values() if p.family == family) for family in FAMILIES}
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """What the scheduler decides before the policy speaks: side, family (anomalous side only), grid, Solver mode."""
+
+    side: Side
+    family: str
+    case: str
+    mode: str = "deduction"
+
+    def key(self) -> str:
+        return f"{self.side}/{self.family or '-'}/{self.case}"
+
+
+def training_families(fold: int) -> tuple[str, ...]:
+    """The nine families that training may use when `fold` is held out."""
+    return tuple(f for f in FAMILIES if f not in FOLDS[fold])
+
+
+@functools.lru_cache(maxsize=512)
+def plan_of(case_name: str, plan_id: int, low: float, high: float, missing_rate: float) -> MeterPlan:
+    """Cached metering plan of a case."""
+    return draw_plan(load_case(case_name), plan_id, (low, high), missing_rate)
+
+
+class Grammar:
+    """Legal programs of one grid under one configuration.
+
+    Invariant: every event from uniform() or mutate() passes validate(); held-out families never appear unless the
+    grammar was built with all_families (evaluation only). `coordinated` hides an outage only where family T2 is allowed.
+    """
+
+    def __init__(self, case: GridCase, config: ScenarioConfig, *, all_families: bool = False) -> None:
+        self.case, self.config = case, config
+        self.families = FAMILIES if all_families else training_families(config.fold)
+        n = case.n_bus
+        self.places = n + case.n_branch
+        bridge = bridges(case)
+        units = np.zeros(n, dtype=bool)
+        # Losing a unit must leave a machine or a PQ bus behind; the slack's own unit is never tripped.
+        units[case.gen_bus[case.unit_gen[case.unit_p > 0.02]]] = True
+        units[case.slack] = False
+        self._static: dict[str, Bool] = {
+            "load": self._bus_mask(case.load_p > 0.01),
+            "gen": self._bus_mask(case.kind == PV),
+            "unit": self._bus_mask(units),
+            "bus": self._bus_mask(np.ones(n, dtype=bool)),
+            "line": self._branch_mask(~bridge),
+            "tap": self._branch_mask(case.transformer),
+        }
+        below = D_EDGES[1:] <= config.d_min
+        self._sized_mask = ~below if config.gates == "on" else np.ones(MAGNITUDE_BINS, dtype=bool)
+
+    def plan(self, plan_id: int) -> MeterPlan:
+        c = self.config
+        return plan_of(self.case.name, plan_id, c.kappa[0], c.kappa[1], c.missing_rate)
+
+    def _bus_mask(self, mask: Bool) -> Bool:
+        return np.concatenate([mask, np.zeros(self.case.n_branch, dtype=bool)])
+
+    def _branch_mask(self, mask: Bool) -> Bool:
+        return np.concatenate([np.zeros(self.case.n_bus, dtype=bool), mask])
+
+    def primitives(self, side: Side, family: str = "") -> tuple[str, ...]:
+        """Names that may open a program of this stratum, or (for benign sides) any of its events."""
+        if side == "anomalous":
+            names = _ANOMALIES[family] if family else tuple(n for f in self.families for n in _ANOMALIES[f])
+        else:
+            names = tuple(p.name for p in PRIMITIVES.values() if p.side == side)
+        return tuple(n for n in names if self._possible(n))
+
+    def _possible(self, name: str) -> bool:
+        place = PRIMITIVES[name].place
+        if name == "coordinated" and "T2" not in self.families:
+            return False
+        return place in ("meter", "load_metered") or bool(self._static[place].any())
+
+    def benign_followers(self, side: Side) -> tuple[str, ...]:
+        """Primitives that may accompany the first event."""
+        return self.primitives("ordinary") + (self.primitives("hard") if side == "hard" else ())
+
+    def target_mask(self, name: str, plan: MeterPlan) -> Bool:
+        """[N + E] places a primitive may point at under a metering plan."""
+        place = PRIMITIVES[name].place
+        if place not in ("meter", "load_metered"):
+            return self._static[place]
+        return _metered(self.case.name, plan)[0 if place == "meter" else 1]
+
+    def onset_mask(self, name: str) -> Bool:
+        """[T] scans at which an event may start."""
+        scans = np.arange(self.config.scans)
+        first = 6 if name == "time_skew" else FIRST_ONSET
+        return np.asarray((scans >= first) & (scans <= self.config.scans - TAIL_SCANS))
+
+    def magnitude_mask(self, name: str) -> Bool:
+        """[16] allowed magnitude bins: for sized anomalies those whose d_eff can reach d_min, one bin otherwise."""
+        primitive = PRIMITIVES[name]
+        mask = np.zeros(MAGNITUDE_BINS, dtype=bool)
+        if not primitive.sized:
+            mask[0] = True  # its detectability follows from the target
+        elif primitive.side == "anomalous":
+            mask[:] = self._sized_mask
+            if np.isfinite(self.config.d_max):
+                mask &= D_EDGES[:-1] < self.config.d_max
+        else:
+            mask[:] = True
+        return mask
+
+    def duration_mask(self, name: str) -> Bool:
+        mask = np.zeros(len(DURATION_SCANS), dtype=bool)
+        count = PRIMITIVES[name].durations
+        mask[len(DURATION_SCANS) - count :] = True  # one duration means "until the end"
+        if name in ("stale_meter", "spike"):
+            mask[:] = [True, False, False]
+        return mask
+
+    def support_mask(self, name: str) -> Bool:
+        mask = np.zeros(SUPPORT_BINS, dtype=bool)
+        mask[: PRIMITIVES[name].supports] = True
+        return mask
+
+    def event(self, name: str, plan: MeterPlan, rng: np.random.Generator) -> Event | None:
+        """A uniformly drawn event, None where the primitive has no legal target under this plan."""
+        target = self.target_mask(name, plan)
+        if not target.any():
+            return None
+        masks = (target, self.onset_mask(name), self.magnitude_mask(name), self.duration_mask(name), self.support_mask(name))
+        if not all(mask.any() for mask in masks):
+            return None
+        return Event(name, *(int(rng.choice(np.flatnonzero(mask))) for mask in masks))
+
+    def uniform(self, stratum: Stratum, plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
+        """A uniformly drawn legal program body: first event by side, then up to max_events - 1 followers."""
+        plan = self.plan(plan_id)
+        events: list[Event] = []
+        if stratum.side != "ordinary":
+            first = self._draw(self.primitives(stratum.side, stratum.family), plan, rng)
+            if first is not None:
+                events.append(first)
+        room = self.config.max_events - len(events)
+        followers = self.benign_followers(stratum.side)
+        for _ in range(int(rng.integers(0, room + 1))):
+            extra = self._draw(followers, plan, rng)
+            if extra is not None:
+                events.append(extra)
+        return tuple(events)
+
+    def _draw(self, names: tuple[str, ...], plan: MeterPlan, rng: np.random.Generator) -> Event | None:
+        for name in rng.permutation(np.array(names, dtype=object)) if names else ():
+            event = self.event(str(name), plan, rng)
+            if event is not None:
+                return event
+        return None
+
+    def mutate(self, events: tuple[Event, ...], plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
+        """ACCEL-style edit: change one slot of one event, keeping the program legal.  Source: arXiv 2203.01302."""
+        if not events:
+            return events
+        plan = self.plan(plan_id)
+        where = int(rng.integers(len(events)))
+        old = events[where]
+        masks = {
+            "target": self.target_mask(old.primitive, plan),
+            "onset": self.onset_mask(old.primitive),
+            "magnitude": self.magnitude_mask(old.primitive),
+            "duration": self.duration_mask(old.primitive),
+            "support": self.support_mask(old.primitive),
+        }
+        slots = {slot: getattr(old, slot) for slot in masks}
+        slot = str(rng.choice(sorted(masks)))
+        slots[slot] = int(rng.choice(np.flatnonzero(masks[slot])))
+        # A new plan may not meter the old place: every slot is put back inside its mask.
+        for name, mask in masks.items():
+            if not mask[slots[name]]:
+                if not mask.any():
+                    return events
+                slots[name] = int(rng.choice(np.flatnonzero(mask)))
+        return (*events[:where], Event(old.primitive, **slots), *events[where + 1 :])
+
+    def validate(self, program: Program) -> None:
+        """GrammarError unless the program is legal for this grid, plan and fold."""
+        if program.case != self.case.name:
+            raise GrammarError(f"program is for {program.case!r}, this grammar is for {self.case.name!r}")
+        if len(program.events) > 3:
+            raise GrammarError(f"{len(program.events)} events; at most 3")
+        plan = self.plan(program.plan_id)
+        for index, event in enumerate(program.events):
+            self._validate_event(index, event, plan)
+
+    def _validate_event(self, index: int, event: Event, plan: MeterPlan) -> None:
+        primitive = PRIMITIVES.get(event.primitive)
+        if primitive is None:
+            near = difflib.get_close_matches(event.primitive, PRIMITIVE_NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise GrammarError(f"event {index}: unknown primitive {event.primitive!r}{hint}")
+        if primitive.family and primitive.family not in self.families:
+            raise GrammarError(f"event {index}: family {primitive.family} ({event.primitive}) is held out in this fold")
+        checks = (
+            ("target", event.target, self.target_mask(event.primitive, plan)),
+            ("onset", event.onset, self.onset_mask(event.primitive)),
+            ("magnitude", event.magnitude, self.magnitude_mask(event.primitive)),
+            ("duration", event.duration, self.duration_mask(event.primitive)),
+            ("support", event.support, self.support_mask(event.primitive)),
+        )
+        for slot, value, mask in checks:
+            if not (0 <= value < mask.size and mask[value]):
+                allowed = np.flatnonzero(mask)
+                span = f"{allowed.min()}..{allowed.max()}" if allowed.size else "nothing"
+                raise GrammarError(f"event {index} ({event.primitive}): {slot} {value} is not allowed; choose from {span}")
+
+
+@functools.lru_cache(maxsize=512)
+def _metered_cached(case_name: str, key: bytes) -> tuple[Bool, Bool]:
+    case = load_case(case_name)
+    installed = np.frombuffer(key, dtype=np.int64) >= 0
+    layout = layout_of(case)
+    bus = installed[layout.bus(1)]
+    branch = installed[layout.branch(0)] | installed[layout.branch(2)]
+    load = bus & (case.load_p > 0.01)
+    off = np.zeros(case.n_branch, dtype=bool)
+    return np.concatenate([bus, branch]), np.concatenate([load, off])
+
+
+def _metered(case_name: str, plan: MeterPlan) -> tuple[Bool, Bool]:
+    """[N + E] places with a power meter, and load buses among them."""
+    return _metered_cached(case_name, plan.index_of.tobytes())
+
+
+def program_hash(program: Program) -> int:
+    """64-bit hash of what the program does; seeds and source are left out (gate G6 counts meanings, not draws)."""
+    body: Iterable[object] = (program.case, program.context_id, program.plan_id, program.scans, program.events)
+    return int.from_bytes(hashlib.blake2b(repr(tuple(body)).encode(), digest_size=8).digest(), "little")
+
+
+def first_family(program: Program) -> str:
+    """Family of the program's anomaly, empty for a benign one."""
+    for event in program.events:
+        family = PRIMITIVES[event.primitive].family
+        if family:
+            return family
+    return ""

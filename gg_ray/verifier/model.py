@@ -1,0 +1,191 @@
+"""The Verifier: window of telemetry on a grid in, verdict, places, type and denoised state out.
+
+Flow:    batch -> temporal -> gat -> unet -> [model] -> losses, calibration
+Source:  HYBRID A of verifier.md 5.2 (graph 'hybrid') and the GraphSAGE baseline (graph 'sage'); selfplay.md section 10
+Shapes:  B graphs, Nt buses, Et branches, T scans, D hidden, K edge width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+
+from gg_ray.config import VerifierConfig
+from gg_ray.records import TYPES
+from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
+from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, sum_by
+from gg_ray.verifier.temporal import PatchEncoder, make_encoder
+from gg_ray.verifier.unet import FixedUNet
+
+EDGE_WIDTH = 32
+STATE_SCALE = (0.01, 0.02)
+"""|V| (p.u.) and angle (rad) that one unit of the state head stands for; state_logvar is in these units too."""
+PRIOR_LOGIT = -2.0
+"""Initial bias of node and edge logits: few places are implausible, and the focal loss starts calm."""
+_PHYS_FEATURES = 6 + 2
+_SUMMARY = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifierOutput:
+    """Logits and states of one forward pass, in batch order.
+
+    state_mu is |V| - 1 (p.u.) and angle (rad); state_logvar is the log-variance of state / STATE_SCALE.
+    """
+
+    implausible: Tensor
+    """[B]"""
+    disturbance: Tensor
+    """[B]"""
+    severity: Tensor
+    """[B], 0 to 1"""
+    type: Tensor
+    """[B, 13]"""
+    node: Tensor
+    """[Nt]"""
+    edge: Tensor
+    """[Et]"""
+    state_mu: Tensor
+    """[Nt, 2]"""
+    state_logvar: Tensor
+    """[Nt, 2]"""
+
+
+def probabilities(output: VerifierOutput) -> dict[str, Tensor]:
+    """Probabilities for people and calibration: sigmoid of each binary logit, softmax of the type.
+
+    Returns: implausible, disturbance, severity [B]; type [B, 13]; node [Nt]; edge [Et].
+    """
+    return {
+        "implausible": torch.sigmoid(output.implausible),
+        "disturbance": torch.sigmoid(output.disturbance),
+        "severity": output.severity,
+        "type": torch.softmax(output.type, dim=1),
+        "node": torch.sigmoid(output.node),
+        "edge": torch.sigmoid(output.edge),
+    }
+
+
+class Verifier(nn.Module):
+    """One network for every grid size: nothing in its weights depends on buses, branches, graphs or scans.
+
+    Invariant: relabelling buses, branches or graphs relabels the outputs and changes nothing else; estimated
+    angles enter only as differences over branches, so turning the reference angle moves no logit.
+    """
+
+    def __init__(self, config: VerifierConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.config = config
+        self.node_encoder = make_encoder(config.encoder, F_NODE, width, config.patch)
+        self.edge_encoder = PatchEncoder(F_EDGE, EDGE_WIDTH, config.patch)
+        self.node_join = Dense(width + F_NODE + F_NODE_STATIC + 1, width)
+        self.node_norm = nn.LayerNorm(width)
+        self.edge_join = Dense(EDGE_WIDTH + F_EDGE + F_EDGE_STATIC + _PHYS_FEATURES, EDGE_WIDTH)
+        if config.graph == "hybrid":
+            self.flat = nn.ModuleList(
+                GatLayer(width, EDGE_WIDTH, config.heads, config.dropout) for _ in range(config.layers)
+            )
+            self.unet: FixedUNet | None = FixedUNet(width, config.dropout)
+        else:
+            self.flat = nn.ModuleList(SageLayer(width, config.dropout) for _ in range(config.layers + 1))
+            self.unet = None
+        self.edge_update = Dense(EDGE_WIDTH, EDGE_WIDTH)
+        self.edge_ends = Dense(width, 2 * EDGE_WIDTH, bias=False)
+        self.edge_head = Dense(EDGE_WIDTH, 1)
+        self.node_hidden = Dense(width, width)
+        self.node_head = Dense(width, 1)
+        self.state_head = Dense(width, 4)
+        self.gate = Dense(width, 1)
+        self.graph_hidden = Dense(2 * width + EDGE_WIDTH + _SUMMARY, width)
+        self.graph_head = Dense(width, 3 + len(TYPES))
+        self.register_buffer("state_scale", torch.tensor(STATE_SCALE), persistent=False)
+        self.state_scale: Tensor
+        nn.init.constant_(self.node_head.bias, PRIOR_LOGIT)
+        nn.init.constant_(self.edge_head.bias, PRIOR_LOGIT)
+        # the untrained network believes the estimator: training learns a correction
+        nn.init.zeros_(self.state_head.weight)
+        nn.init.zeros_(self.state_head.bias)
+
+    def forward(self, batch: GraphBatch) -> VerifierOutput:
+        """Judge every window of the batch.
+
+        Raises:  ValueError if T is not whole patches (temporal.PatchEncoder).
+        """
+        status = batch.edge_phys[:, 5]
+        h, edge = self._encode(batch, status)
+        if self.unet is None:
+            ways, alive = both_ways(batch.edge_index), status.repeat(2)
+            for layer in self.flat:
+                h = layer(h, *ways, alive)
+        else:
+            for layer in self.flat:
+                h = layer(h, batch.edge_index, edge, status)
+            n_regions = batch.region_graph.shape[0]
+            h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions)
+        from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
+        start, stop = batch.edge_index
+        edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
+        edge_logit = self.edge_head(edge)[:, 0]
+        hidden = fn.gelu(self.node_hidden(h))
+        node_logit = self.node_head(hidden)[:, 0]
+        state = self.state_head(hidden)
+        graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit))
+        return VerifierOutput(
+            implausible=graph[:, 0],
+            disturbance=graph[:, 1],
+            severity=torch.sigmoid(graph[:, 2]),
+            type=graph[:, 3:],
+            node=node_logit,
+            edge=edge_logit,
+            state_mu=batch.xhat + state[:, :2] * self.state_scale,
+            state_logvar=state[:, 2:],
+        )
+
+    def _encode(self, batch: GraphBatch, status: Tensor) -> tuple[Tensor, Tensor]:
+        """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
+        index = batch.edge_index
+        encoded = self.node_encoder(batch.x, index, status)
+        voltage = 10 * batch.xhat[:, :1]
+        h = self.node_join(torch.cat((encoded, batch.x[:, -1], batch.node_static, voltage), dim=1))
+        h = self.node_norm(fn.gelu(h))
+
+        drop = batch.xhat[index[0]] - batch.xhat[index[1]]
+        r, x, b, tap, shift, alive = batch.edge_phys.unbind(dim=1)
+        # asinh keeps short and long lines, a factor of 1e4 apart in p.u., in one range without a per-grid scale
+        physics = torch.stack(
+            (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
+        )
+        encoded = self.edge_encoder(batch.e, index, status)
+        joined = torch.cat((encoded, batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1)
+        return h, fn.gelu(self.edge_join(joined))
+
+    def _read_out(self, batch: GraphBatch, h: Tensor, edge: Tensor, node_logit: Tensor, edge_logit: Tensor) -> Tensor:
+        """Graph vector [B, D]: attention pool and max pool of nodes, max pool of edges, largest and mean logits."""
+        size = batch.n_graphs
+        weight = self.gate(h).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp()
+        attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
+        nodes = torch.cat((h, node_logit[:, None]), dim=1)
+        edges = torch.cat((edge, edge_logit[:, None]), dim=1)
+        soft = (_log_mean_exp(node_logit, batch.graph, size), _log_mean_exp(edge_logit, batch.edge_graph, size))
+        pooled = (attention, _max_by(nodes, batch.graph, size), _max_by(edges, batch.edge_graph, size))
+        out: Tensor = fn.gelu(self.graph_hidden(torch.cat((*pooled, torch.stack(soft, dim=1)), dim=1)))
+        return out
+
+
+def _max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Column maxima [size, D] of the rows of values [M, D] by index; 0 for an empty group."""
+    if size == 1 and values.shape[0]:
+        return values.amax(dim=0, keepdim=True)
+    out = values.new_zeros(size, values.shape[1])
+    return out.scatter_reduce(0, index[:, None].expand_as(values), values, "amax", include_self=False)
+
+
+def _log_mean_exp(logit: Tensor, index: Tensor, size: int) -> Tensor:
+    """Smooth maximum [size] that, unlike a mean, still sees one loud bus among thousands."""
+    total = sum_by(logit.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp(), index, size)
+    count = torch.bincount(index, minlength=size).clamp(min=1)
+    return (total / count).clamp(min=1e-12).log()
