@@ -189,6 +189,9 @@ class SolverConfig:
     share: float = 0.1
     """Largest share of solver-made windows in a batch."""
 
+    def __post_init__(self) -> None:
+        _check(1 <= self.horizon <= 4, f"solver.horizon: {self.horizon}; choose 1 to 4")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelfplayConfig:

@@ -152,8 +152,8 @@ class Experience:
     edge_TEF: F16
     xhat_N2: F32
     """Estimated |V| - 1 (p.u.) and angle relative to the slack (rad) at the last scan."""
-    state_N2: F32
-    """True |V| - 1 and angle at the last scan: the target of the denoised-state head."""
+    states_SN2: F32
+    """True |V| - 1 and angle (slack zero) of the last S scans: the Solver's target; the last one is the Verifier's."""
     meas_N2: F32
     """Last reading of the P and Q injection (p.u.), 0 where absent."""
     sigma_N2: F32
@@ -174,8 +174,13 @@ class Experience:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def state_N2(self) -> F32:
+        """True state of the last scan: the target of the denoised-state head."""
+        return self.states_SN2[-1]
+
+    @property
     def nbytes(self) -> int:
-        arrays = (self.node_TNF, self.edge_TEF, self.xhat_N2, self.state_N2, self.meas_N2, self.sigma_N2, self.param_E3)
+        arrays = (self.node_TNF, self.edge_TEF, self.xhat_N2, self.states_SN2, self.meas_N2, self.sigma_N2, self.param_E3)
         return sum(a.nbytes for a in arrays) + self.labels.node_N.nbytes + self.labels.edge_E.nbytes
 
 

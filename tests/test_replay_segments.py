@@ -37,7 +37,7 @@ def experience(seed: int, extra: dict[str, Any] | None = None, buses: int | None
         node_TNF=rng.standard_normal((t, n, 5)).astype(np.float16),
         edge_TEF=rng.standard_normal((t, e, 3)).astype(np.float16),
         xhat_N2=rng.standard_normal((n, 2)).astype(np.float32),
-        state_N2=rng.standard_normal((n, 2)).astype(np.float32),
+        states_SN2=rng.standard_normal((4, n, 2)).astype(np.float32),
         meas_N2=np.full((n, 2), np.nan, dtype=np.float32),
         sigma_N2=np.full((n, 2), np.inf, dtype=np.float32),
         param_E3=rng.standard_normal((e, 3)).astype(np.float32),

@@ -39,7 +39,7 @@ def make_item(
         node_TNF=rng.standard_normal((scans, n, F_NODE)).astype(np.float16),
         edge_TEF=rng.standard_normal((scans, e, F_EDGE)).astype(np.float16),
         xhat_N2=rng.standard_normal((n, 2)).astype(np.float32),
-        state_N2=rng.standard_normal((n, 2)).astype(np.float32),
+        states_SN2=rng.standard_normal((4, n, 2)).astype(np.float32),
         meas_N2=np.zeros((n, 2), np.float32),
         sigma_N2=np.full((n, 2), np.inf, np.float32),
         param_E3=rng.uniform(0.5, 1.5, (e, 3)).astype(np.float32),

@@ -156,7 +156,7 @@ def reset_voltages(case: GridCase, rounds: int = 60) -> GridCase:
 
 
 def _driving_point(case: GridCase, buses: I64) -> F64:
-    """[len(buses)] driving-point impedance |Z_ii| with voltage-controlled buses held: volts per unit of compensation."""
+    """[len(buses)] driving-point impedance |Z_ii|, voltage-controlled buses held: volts per unit of compensation."""
     stiff = sp.diags(np.where(case.kind == PQ, 0.0, 1e4))
     factor = splu((ybus(case) + stiff).tocsc())
     unit = np.zeros((case.n_bus, buses.size), dtype=np.complex128)

@@ -1,7 +1,7 @@
 """Measurement Jacobian, prior-aided state estimation and detectability d_eff.
 
 Flow:    grid.meters -> [estimation] -> scenario.executor (d_eff, lambda), verifier.features, baselines
-Source:  Schweppe 1970 (WLS); Abur and Exposito 2004, ch. 2 and 5; prior as injection pseudo-measurements; docs/physics.md
+Source:  Schweppe 1970 (WLS); Abur and Exposito 2004, ch. 2 and 5; injections as pseudo-measurements; docs/physics.md
 Shapes:  R rows, T scans, N buses, E branches, F full layout, M installed channels, X = 2N states (angles, magnitudes),
          U pseudo-measurements: P at every bus, Q at every bus, |V| at every bus (zero weight where it is free)
 Units:   p.u., rad
@@ -266,9 +266,7 @@ class Estimator:
         self._scaling = np.flatnonzero(injections & (np.abs(base[plan.channels]) > 0.02))
         self._scaling_base = base[plan.channels[self._scaling]]
 
-    def estimate(
-        self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None
-    ) -> tuple[C128, F64]:
+    def estimate(self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None) -> tuple[C128, F64]:
         """State and normalised residuals of each row.
 
         Args:    z_RM readings with NaN where absent; status_RE declared branch status; y declared admittances
@@ -279,10 +277,13 @@ class Estimator:
         rows, n = z_RM.shape[0], case.n_bus
         present = np.isfinite(z_RM)
         z = np.where(present, z_RM, 0.0)
-        theta = np.tile(np.angle(case.v0 * np.conj(case.v0[case.slack])), (rows, 1))
         vm = np.tile(np.abs(case.v0), (rows, 1))
         y = branch_admittance(case) if y is None else y
-        centre = self._prior_centre(z_RM)
+        scale = self._load_scale(z_RM)
+        # Angles grow with the power carried: a scaled start saves the chord the steps it needs far from the base load.
+        theta = scale[:, None] * np.angle(case.v0 * np.conj(case.v0[case.slack]))
+        centre = np.tile(self._centre, (rows, 1))
+        centre[:, : 2 * n] *= scale[:, None]
         for _ in range(self.steps):
             h = measure(case, vm * np.exp(1j * theta), y, status_RE)
             misfit = np.where(present, z - h[:, channels], 0.0)
@@ -293,16 +294,15 @@ class Estimator:
         h = measure(case, v, y, status_RE)[:, channels]
         return v, np.where(present, z - h, 0.0) / np.sqrt(gain.omega)
 
-    def _prior_centre(self, z_RM: F64) -> F64:
-        """[R, U] prior mean: base injections scaled by the row's median ratio of metered to base injections."""
-        centre = np.tile(self._centre, (z_RM.shape[0], 1))
-        if self._scaling.size:
-            ratio = z_RM[:, self._scaling] / self._scaling_base
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a row without any injection reading
-                scale = np.nanmedian(ratio, axis=1)
-            centre[:, : 2 * self.case.n_bus] *= np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0)[:, None]
-        return centre
+    def _load_scale(self, z_RM: F64) -> F64:
+        """[R] median ratio of metered to base injections: scales the prior mean and the starting angles."""
+        if not self._scaling.size:
+            return np.ones(z_RM.shape[0])
+        ratio = z_RM[:, self._scaling] / self._scaling_base
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a row without any injection reading
+            scale = np.nanmedian(ratio, axis=1)
+        return np.asarray(np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0))
 
 
 class LinearFlow:

@@ -54,7 +54,7 @@ class PowerFlow:
         self._lines = np.flatnonzero(~tapped)
         self._trafos = np.flatnonzero(tapped)
         self._sweep: Any = None
-        self._rows = -1
+        self._shape: tuple[int, bool, bool] | None = None
 
     @property
     def load_buses(self) -> I64:
@@ -92,8 +92,8 @@ class PowerFlow:
         rows = load_p_RN.shape[0]
         # A sweep object locks its row count and its set of modified quantities, so a changed shape needs a new one.
         shape = (rows, branch_out_RE is not None, gen_out_RG is not None)
-        if self._sweep is None or self._rows != shape:
-            self._sweep, self._rows = self._fresh_sweep(), shape
+        if self._sweep is None or self._shape != shape:
+            self._sweep, self._shape = self._fresh_sweep(), shape
         sweep = self._sweep
         sweep.modify_load_p(np.ascontiguousarray(load_p_RN[:, self._loads] * base))
         sweep.modify_load_q(np.ascontiguousarray(load_q_RN[:, self._loads] * base))
@@ -168,7 +168,12 @@ def _powermodels(case: GridCase) -> dict[str, Any]:
             "load_bus": int(i) + 1, "pd": float(case.load_p[i] * base), "qd": float(case.load_q[i] * base), "status": 1
         }  # fmt: skip
     for i in np.flatnonzero((case.gs != 0) | (case.bs != 0)):
-        network["shunt"][str(i + 1)] = {"shunt_bus": int(i) + 1, "gs": float(case.gs[i]), "bs": float(case.bs[i]), "status": 1}
+        network["shunt"][str(i + 1)] = {
+            "shunt_bus": int(i) + 1,
+            "gs": float(case.gs[i]),
+            "bs": float(case.bs[i]),
+            "status": 1,
+        }
     for k in range(case.n_gen):
         bus = int(case.gen_bus[k])
         if case.kind[bus] == PQ:

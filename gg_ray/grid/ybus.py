@@ -40,14 +40,14 @@ def branch_admittance(case: GridCase, tap: F64 | None = None, x_scale: F64 | Non
     Raises: CaseError if a branch has zero impedance.   Source: MATPOWER manual eq. 3.2
     """
     x = case.x if x_scale is None else case.x * x_scale
-    z = case.r + 1j * x
+    z = (case.r + 1j * x).astype(np.complex128)
     if np.any(z == 0):
         dead = int(np.flatnonzero(z == 0)[0])
         raise CaseError(f"{case.name}: branch {dead} ({case.branch_names[dead]}) has r = x = 0; merge its buses")
     ys = 1.0 / z
     shunt = 0.5 * (case.g + 1j * case.b)
     ratio = (case.tap if tap is None else tap) * np.exp(1j * case.shift)
-    ytt = ys + shunt
+    ytt = np.asarray(ys + shunt, dtype=np.complex128)
     return BranchAdmittance(yff=ytt / (ratio * ratio.conj()), yft=-ys / ratio.conj(), ytf=-ys / ratio, ytt=ytt)
 
 

@@ -449,7 +449,7 @@ class Executor:
     def _material(self, job: _Job, change: Alteration, side: Side) -> float:
         """Largest effect in units of the limits: flow 2 % of rating, |V| 0.5 %, P injection 2 % of the bus's peak."""
         case, plan = self.case, job.plan
-        scale = _materiality_scale(case.name)
+        scale = materiality_scale(case.name)
         effect = np.abs(change.shift_Tc + change.model_Tc).max(axis=0, initial=0.0)
         spread = 0.0
         for meters, factor in change.readings.noise:
@@ -549,7 +549,7 @@ def _held(change: Alteration) -> Bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _materiality_scale(case_name: str) -> F64:
+def materiality_scale(case_name: str) -> F64:
     """[F] materiality limit of each channel, p.u."""
     case = load_case(case_name)
     n = case.n_bus

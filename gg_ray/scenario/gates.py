@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.ybus import Judge
-from gg_ray.records import F64
+from gg_ray.records import F64, Program
 from gg_ray.scenario.executor import Attempt, Executor
 from gg_ray.scenario.grammar import first_family, program_hash
 
@@ -56,16 +54,15 @@ class GateCounters:
 
 
 class Gates:
-    """G1 to G4 and G6 for executed programs, G5 for completions; the first failing gate is counted.
+    """G1 to G4 for executed programs, G5 for completions; the first failing gate is counted. G6 is NoveltyGate.
 
-    Invariant: seen == passed + sum(stopped). With gates off (negative control) only G1, G2 and G6 act.
+    Invariant: seen == passed + sum(stopped). With gates off (negative control) only G1 and G2 act.
     """
 
     def __init__(self, executor: Executor, config: ScenarioConfig) -> None:
         self.executor, self.config = executor, config
         self.judge = Judge(executor.case)
         self.counters = GateCounters()
-        self._seen: OrderedDict[int, None] = OrderedDict()
 
     def check(self, attempts: Sequence[Attempt], rng: np.random.Generator) -> list[str]:
         """Name of the gate that stops each attempt, "" for those that pass.
@@ -118,7 +115,7 @@ class Gates:
                     return "G4"
             elif not attempt.reachable:
                 return "G1"
-        return "" if self._new(attempt) else "G6"
+        return ""
 
     def _valid(self, attempt: Attempt, residual: float) -> bool:
         if not attempt.converged or attempt.split or not attempt.in_bounds or attempt.trajectory is None:
@@ -140,16 +137,6 @@ class Gates:
         """
         again = self.executor.run([a.program for a in attempts], contexts=[a.context for a in attempts])
         return [one.digest() == two.digest() for one, two in zip(attempts, again, strict=True)]
-
-    def _new(self, attempt: Attempt) -> bool:
-        key = program_hash(attempt.program)
-        if key in self._seen:
-            self._seen.move_to_end(key)
-            return False
-        self._seen[key] = None
-        if len(self._seen) > self.config.novelty_memory:
-            self._seen.popitem(last=False)
-        return True
 
     def _count(self, attempt: Attempt, verdict: str) -> None:
         self.counters.seen += 1
@@ -175,17 +162,30 @@ class Gates:
         self.counters.seen += 1
         return None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counters and novelty memory, JSON-able."""
-        c = self.counters
-        return {
-            "seen": c.seen, "passed": c.passed, "stopped": dict(c.stopped), "by_family": dict(c.by_family),
-            "memory": list(self._seen),
-        }  # fmt: skip
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        c = self.counters = GateCounters()
-        c.seen, c.passed = int(state["seen"]), int(state["passed"])
-        c.stopped = {gate: int(state["stopped"][gate]) for gate in GATES}
-        c.by_family = {name: [int(a), int(b)] for name, (a, b) in state["by_family"].items()}
-        self._seen = OrderedDict((int(key), None) for key in state["memory"])
+class NoveltyGate:
+    """G6: a program that was executed before is not news. Kept where all players' results meet.
+
+    Invariant: at most `memory` hashes, the longest unseen leaves first.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._seen: OrderedDict[int, None] = OrderedDict()
+
+    def is_new(self, program: Program) -> bool:
+        """Remember a program; False if it is remembered already."""
+        key = program_hash(program)
+        if key in self._seen:
+            self._seen.move_to_end(key)
+            return False
+        self._seen[key] = None
+        if len(self._seen) > self.memory:
+            self._seen.popitem(last=False)
+        return True
+
+    def state_dict(self) -> list[int]:
+        return list(self._seen)
+
+    def load_state_dict(self, state: Sequence[int]) -> None:
+        self._seen = OrderedDict((int(key), None) for key in state)

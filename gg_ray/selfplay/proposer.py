@@ -1,6 +1,6 @@
 """The policy that writes programs: a GRU over grammar tokens whose masked heads can only say what is legal.
 
-Flow:    scheduler (strata), archive (exemplars), legal (masks) -> [proposer] -> executor; log-probabilities -> policy_update
+Flow:    scheduler (strata), archive (exemplars), legal (masks) -> [proposer] -> executor, policy_update
 Source:  selfplay.md, section 10; pointer networks 1506.03134; action masking 2006.14171
 Shapes:  P programs of one grid, N buses, E branches (places = N + E), J events of six slots, K primitives, H hidden
 
@@ -42,6 +42,8 @@ PLACE_WIDTH = 64
 PLACE_HEADS = 4
 _CHOICES = (STOP + 1, 0, max(WINDOW_SCANS), MAGNITUDE_BINS, len(DURATION_SCANS), SUPPORT_BINS)
 """Outputs per head; the pointer has as many as the grid has places."""
+STOP_BIAS = 1.4
+"""Initial logit of STOP: against eight or more followers it gives about as many events as the uniform grammar."""
 _TINY = 1e-30
 
 
@@ -108,6 +110,7 @@ class Proposer(nn.Module):
         for head in heads:
             nn.init.normal_(head.weight, std=0.01)
             nn.init.zeros_(head.bias)
+        nn.init.constant_(heads[0].bias[STOP : STOP + 1], STOP_BIAS)
         self.heads = nn.ModuleList(heads)
 
     @torch.no_grad()
@@ -198,7 +201,7 @@ class Proposer(nn.Module):
         embedded = embedded.view(count, events, heads, -1) + self.slot.roll(-1, dims=0)
         first = (self.begin + self.slot[0]).expand(count, 1, -1)
         given = torch.cat([first, embedded.flatten(1, 2)[:, :-1]], dim=1)
-        out = self.gru(given, scene.start_PH[None])[0].view(count * events, heads, -1)
+        out = self.gru(given, scene.start_PH[None])[0].reshape(count * events, heads, -1)
         plan = scene.plan_P.repeat_interleave(events)
         followers = scene.followers_PK[:, None].expand(-1, events - 1, -1)
         allowed = torch.cat([scene.openers_PK[:, None], followers], dim=1).flatten(0, 1)
@@ -232,7 +235,7 @@ class Proposer(nn.Module):
         masked = logits.double().masked_fill(~mask, -torch.inf)
         policy = torch.softmax(masked, dim=1)
         legal = mask.sum(dim=1)
-        even = mask / legal[:, None]
+        even = mask.double() / legal[:, None]
         mix = self.config.uniform_mix
         mixed = (1.0 - mix) * policy + mix * even
         nats = -(policy * policy.clamp(min=_TINY).log()).sum(dim=1)

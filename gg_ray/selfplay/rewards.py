@@ -93,7 +93,7 @@ def learnability(arm: RewardName, p_bar: ArrayLike, oracle: ArrayLike, epsilon: 
 
 
 def solver_learnability(success_rate: ArrayLike) -> F64:
-    """Absolute Zero's rule, for the Solver, where no oracle is known: 0 if it always or never succeeds, else 1 - rate."""
+    """Absolute Zero's rule, for the Solver, where no oracle is known: 1 - rate, but 0 at rate 0 and at rate 1."""
     rate = np.asarray(success_rate, dtype=np.float64)
     return np.where((rate <= 0.0) | (rate >= 1.0), 0.0, 1.0 - rate)
 
@@ -111,7 +111,7 @@ def proposer_reward(
 ) -> F64:
     """Reward of programs; every argument is [P] or a scalar for all of them.
 
-    Args:    learnability_v  of the Verifier;  learnability_s of the Solver, NaN where there is no answer yet (beta is 1)
+    Args:    learnability_v  of the Verifier;  learnability_s of the Solver, NaN where it gave no answer (beta is 1)
              malformed, gate_failed  end the matter at -1 and -0.5; other arguments of such programs are not read
              beta            weight of learnability_v (selfplay.reward_beta)
              novelty         (0, 1], archive.Elites.novelty: a crowded cell halves the reward at most

@@ -137,8 +137,8 @@ def _balanced_bce(logit: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def _type_ce(logit: Tensor, target: Tensor, implausible: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy over implausible windows and windows of type none."""
-    kept = weight * ((implausible > 0.5) | (target == 0)).to(logit.dtype)
+    """Cross-entropy over implausible windows of a family and plausible ones; solver-made ones have no family."""
+    kept = weight * ((implausible > 0.5) == (target > 0)).to(logit.dtype)
     cross_entropy = fn.cross_entropy(logit, target, reduction="none")
     return (kept * cross_entropy).sum() / (kept > 0).sum().clamp(min=1)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gg_ray.config import VerifierConfig
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
+from gg_ray.verifier.evidence import EVIDENCE, Evidence
 from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, sum_by
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import FixedUNet
@@ -82,9 +83,10 @@ class Verifier(nn.Module):
         self.config = config
         self.node_encoder = make_encoder(config.encoder, F_NODE, width, config.patch)
         self.edge_encoder = PatchEncoder(F_EDGE, EDGE_WIDTH, config.patch)
-        self.node_join = Dense(width + F_NODE + F_NODE_STATIC + 1, width)
+        self.evidence = Evidence()
+        self.node_join = Dense(width + EVIDENCE + F_NODE + F_NODE_STATIC + 1, width)
         self.node_norm = nn.LayerNorm(width)
-        self.edge_join = Dense(EDGE_WIDTH + F_EDGE + F_EDGE_STATIC + _PHYS_FEATURES, EDGE_WIDTH)
+        self.edge_join = Dense(EDGE_WIDTH + EVIDENCE + F_EDGE + F_EDGE_STATIC + _PHYS_FEATURES, EDGE_WIDTH)
         if config.graph == "hybrid":
             self.flat = nn.ModuleList(
                 GatLayer(width, EDGE_WIDTH, config.heads, config.dropout) for _ in range(config.layers)
@@ -100,7 +102,7 @@ class Verifier(nn.Module):
         self.node_head = Dense(width, 1)
         self.state_head = Dense(width, 4)
         self.gate = Dense(width, 1)
-        self.graph_hidden = Dense(2 * width + EDGE_WIDTH + _SUMMARY, width)
+        self.graph_hidden = Dense(2 * width + EDGE_WIDTH + _SUMMARY + 2 * EVIDENCE, width)
         self.graph_head = Dense(width, 3 + len(TYPES))
         self.register_buffer("state_scale", torch.tensor(STATE_SCALE), persistent=False)
         self.state_scale: Tensor
@@ -116,7 +118,8 @@ class Verifier(nn.Module):
         Raises:  ValueError if T is not whole patches (temporal.PatchEncoder).
         """
         status = batch.edge_phys[:, 5]
-        h, edge = self._encode(batch, status)
+        proof = self.evidence(batch.x), self.evidence(batch.e)
+        h, edge = self._encode(batch, status, proof)
         if self.unet is None:
             ways, alive = both_ways(batch.edge_index), status.repeat(2)
             for layer in self.flat:
@@ -133,7 +136,7 @@ class Verifier(nn.Module):
         hidden = fn.gelu(self.node_hidden(h))
         node_logit = self.node_head(hidden)[:, 0]
         state = self.state_head(hidden)
-        graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit))
+        graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit, proof))
         return VerifierOutput(
             implausible=graph[:, 0],
             disturbance=graph[:, 1],
@@ -145,12 +148,12 @@ class Verifier(nn.Module):
             state_logvar=state[:, 2:],
         )
 
-    def _encode(self, batch: GraphBatch, status: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: GraphBatch, status: Tensor, proof: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
         index = batch.edge_index
         encoded = self.node_encoder(batch.x, index, status)
         voltage = 10 * batch.xhat[:, :1]
-        h = self.node_join(torch.cat((encoded, batch.x[:, -1], batch.node_static, voltage), dim=1))
+        h = self.node_join(torch.cat((encoded, proof[0], batch.x[:, -1], batch.node_static, voltage), dim=1))
         h = self.node_norm(fn.gelu(h))
 
         drop = batch.xhat[index[0]] - batch.xhat[index[1]]
@@ -160,16 +163,24 @@ class Verifier(nn.Module):
             (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
         )
         encoded = self.edge_encoder(batch.e, index, status)
-        joined = torch.cat((encoded, batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1)
+        joined = torch.cat((encoded, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1)
         return h, fn.gelu(self.edge_join(joined))
 
-    def _read_out(self, batch: GraphBatch, h: Tensor, edge: Tensor, node_logit: Tensor, edge_logit: Tensor) -> Tensor:
-        """Graph vector [B, D]: attention pool and max pool of nodes, max pool of edges, largest and mean logits."""
+    def _read_out(
+        self,
+        batch: GraphBatch,
+        h: Tensor,
+        edge: Tensor,
+        node_logit: Tensor,
+        edge_logit: Tensor,
+        proof: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Graph vector [B, D]: attention and max pools of states, largest and mean logits, largest evidence."""
         size = batch.n_graphs
         weight = self.gate(h).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp()
         attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
-        nodes = torch.cat((h, node_logit[:, None]), dim=1)
-        edges = torch.cat((edge, edge_logit[:, None]), dim=1)
+        nodes = torch.cat((h, node_logit[:, None], proof[0]), dim=1)
+        edges = torch.cat((edge, edge_logit[:, None], proof[1]), dim=1)
         soft = (_log_mean_exp(node_logit, batch.graph, size), _log_mean_exp(edge_logit, batch.edge_graph, size))
         pooled = (attention, _max_by(nodes, batch.graph, size), _max_by(edges, batch.edge_graph, size))
         out: Tensor = fn.gelu(self.graph_hidden(torch.cat((*pooled, torch.stack(soft, dim=1)), dim=1)))
