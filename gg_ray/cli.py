@@ -70,7 +70,12 @@ def train(args: Sequence[str]) -> int:
         return 0
     from gg_ray.train import run  # torch and the grids load only when a run starts
 
-    return run(config, out=options.out or Path("runs") / config.name, resume=options.resume)
+    out = options.out or Path("runs") / config.name
+    if config.mode == "serial":
+        return run(config, out=out, resume=options.resume)
+    from actors.selfplay import play
+
+    return run(config, out=out, resume=options.resume, play=play)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -290,12 +290,20 @@ class EvaluateConfig:
     """Held-out evaluation at the end of a run and during it."""
 
     every_steps: int = 200
+    """Learner steps between looks at a small fixed set of validation windows; 0 never looks."""
     suite: str = "quick"
     held_out_cases: tuple[str, ...] = ("case39",)
-    days: int = 2
-    """Test days per grid in the timeline suite; validation days have the same number."""
-    windows: int = 64
-    """Gated windows per family in the diagnostic suite."""
+    """Grids no run may train on; every suite runs on the first training grid and on these."""
+    windows: int = 48
+    """Gated windows per family in the window suite."""
+    days: int = 12
+    """Test days per grid in the timeline suite, one attack episode each; the families take turns."""
+    validation_days: int = 4
+    """Benign days from which thresholds are set."""
+    stride: int = 3
+    """Scans between two looks at a timeline."""
+    incidents_per_day: float = 1.0
+    """False-alarm budget that sets the timeline threshold."""
     baselines: bool = True
     uniform_control: bool = True
     """Also train the same Verifier on uniform scenarios with the same budget."""

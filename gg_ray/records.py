@@ -121,6 +121,16 @@ class Window:
     status_TE: U8
     tap_E: F64
     x_scale_E: F64
+    moves: tuple[tuple[int, float, int], ...] = ()
+    """(branch, new ratio, first scan with it)"""
+
+    @property
+    def last_tap_E(self) -> F64:
+        """Declared ratios at the last scan."""
+        tap = self.tap_E.copy()
+        for branch, ratio, _ in self.moves:
+            tap[branch] = ratio
+        return tap
 
 
 @dataclass(slots=True, kw_only=True)

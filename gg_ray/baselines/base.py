@@ -109,6 +109,12 @@ class GroupDetector(abc.ABC, Generic[Model]):
         return None
 
 
+def fresh_readings(prepared: Prepared) -> F64:
+    """[B, T, M] readings measured in the scan they stand in, NaN for absent and aged ones (as r_BTM treats them)."""
+    age = np.stack([window.age_TM for window in prepared.windows])
+    return np.where(age == 0, prepared.z_BTM, np.nan)
+
+
 def meter_bus(case: GridCase, plan: MeterPlan) -> I64:
     """[M] bus at which each installed meter stands: a branch meter belongs to the end it is mounted at."""
     at = np.concatenate([np.tile(np.arange(case.n_bus), 4), case.f_bus, case.f_bus, case.t_bus, case.t_bus])

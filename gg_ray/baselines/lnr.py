@@ -8,7 +8,8 @@ Shapes:  R rows (chosen scans of all windows), N buses, E branches, M installed 
 Facts that cost time: a node sensor of power-grid-model counts shunt appliances, so injections are measured at the one
 generator (the source at the slack) of each bus; a voltage sensor has one sigma for magnitude and angle, so PMU angles
 stay out of the estimate and are only tested against it; all nodes share one rated voltage, which makes every
-impedance per unit and `k`, `theta` the off-nominal tap and shift of our pi model.
+impedance per unit and `k`, `theta` the off-nominal tap and shift of our pi model; a power sensor with one infinite
+sigma loses both P and Q, so an absent reading gets a huge finite one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from power_grid_model import MeasuredTerminalType, PowerGridModel, initialize_array
-from power_grid_model.errors import PowerGridError
+from power_grid_model import ComponentType, MeasuredTerminalType, PowerGridModel, initialize_array
+from power_grid_model.errors import PowerGridError  # type: ignore[attr-defined]  # not in its __all__
 
-from gg_ray.baselines.base import GroupDetector, bus_maximum
+from gg_ray.baselines.base import GroupDetector, bus_maximum, fresh_readings
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.estimation import Gain, jacobian, wide_prior
 from gg_ray.grid.meters import MeterPlan, measure
@@ -33,8 +34,8 @@ from gg_ray.verifier.features import Prepared
 C128 = NDArray[np.complex128]
 _RATED_V = 1e5
 """Rated voltage of every node, volts; any value serves because it is the same everywhere."""
-_IGNORED = np.inf
-"""Sigma of a reading that did not arrive."""
+_ABSENT_SIGMA = 1e4
+"""Sigma of a reading that did not arrive, p.u. Not infinite: power-grid-model drops P with Q if one of them is."""
 _MAX_MODELS = 8
 """Grid models kept for declared taps or reactances other than the published ones."""
 
@@ -47,8 +48,9 @@ def scada_plan(plan: MeterPlan) -> MeterPlan:
     index_of = np.full(plan.index_of.size, -1, dtype=np.int64)
     index_of[channels] = np.arange(channels.size)
     return replace(
-        plan, channels=channels, index_of=index_of, sigma=plan.sigma[keep], period=plan.period[keep], phase=plan.phase[keep]
-    )
+        plan, channels=channels, index_of=index_of, sigma=plan.sigma[keep], period=plan.period[keep],
+        phase=plan.phase[keep],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class PgmEstimator:
 
     Minimises the same objective as grid.estimation.Estimator without PMU angles: meters, wide injection prior, |V|
     set-points; solved by other people's code. The prior makes every metering plan observable.
-    Invariant: base sensors hold the prior; each row updates all readings, an absent one with infinite sigma.
+    Invariant: base sensors hold the prior; each row updates all readings, an absent one with a huge sigma.
     """
 
     def __init__(self, case: GridCase, plan: MeterPlan) -> None:
@@ -97,10 +99,14 @@ class PgmEstimator:
         self._power = _Sensors(target[keep], kinds[keep], p[keep], q[keep])
         self._volt_bus = np.concatenate([np.flatnonzero(np.isfinite(self._prior.v)), np.flatnonzero(at[:n] >= 0)])
         self._volt_prior = int(np.isfinite(self._prior.v).sum())
-        injections = (plan.channels >= n) & (plan.channels < 3 * n)
-        self._scaling = np.flatnonzero(injections & (np.abs(self._home[plan.channels]) > 0.02))
+        demand = np.zeros(plan.layout.size, dtype=bool)
+        demand[n : 2 * n] = case.load_p > 0.02
+        demand[n + case.gen_bus] = False
+        self._scaling = np.flatnonzero(demand[plan.channels])
 
-    def estimate(self, z_RM: F64, status_RE: Bool | None = None, tap_E: F64 | None = None, x_scale_E: F64 | None = None) -> C128:
+    def estimate(
+        self, z_RM: F64, status_RE: Bool | None = None, tap_E: F64 | None = None, x_scale_E: F64 | None = None
+    ) -> C128:
         """States of the rows of one declared parameter set; a row that does not converge is NaN and counted.
 
         Args:    z_RM readings, NaN where absent; status_RE declared branch status; tap_E, x_scale_E declared parameters
@@ -121,16 +127,17 @@ class PgmEstimator:
         self.failed += int((~np.isfinite(v).all(axis=1)).sum())
         return v
 
-    def _run(self, model: PowerGridModel, update: dict[str, Any], rows: int, method: str) -> C128:
+    def _run(self, model: PowerGridModel, update: Any, rows: int, method: str) -> C128:
         """[R, N] one batch; NaN rows where the calculation failed or a bus has no supply."""
         v = np.full((rows, self.case.n_bus), np.nan, dtype=np.complex128)
         try:
-            out = model.calculate_state_estimation(
+            result: Any = model.calculate_state_estimation(
                 update_data=update, calculation_method=method, error_tolerance=1e-7, max_iterations=30,
-                continue_on_batch_error=True, threading=-1, output_component_types={"node": ["energized", "u_pu", "u_angle"]},
-            )["node"]  # fmt: skip
+                continue_on_batch_error=True, threading=-1, output_component_types=[ComponentType.node],
+            )  # fmt: skip
         except PowerGridError:  # the whole batch was refused; every row counts as failed
             return v
+        out = result[ComponentType.node]
         good = (out["energized"] == 1).all(axis=1)
         if model.batch_error is not None:
             good[model.batch_error.failed_scenarios] = False
@@ -139,7 +146,7 @@ class PgmEstimator:
         return v
 
     def _centre(self, z_RM: F64) -> F64:
-        """[R] demand level of a row: median ratio of metered to nominal injections, as in grid.estimation."""
+        """[R] demand level: median ratio of metered to nominal demand, 1 where none is read (as grid.estimation)."""
         if not self._scaling.size:
             return np.ones(z_RM.shape[0])
         ratio = z_RM[:, self._scaling] / self._home[self.plan.channels[self._scaling]]
@@ -170,7 +177,7 @@ class PgmEstimator:
     def _pick(self, z_RM: F64, meters: I64) -> tuple[F64, F64]:
         value = z_RM[:, meters]
         got = np.isfinite(value) & (meters >= 0)
-        return np.where(got, value, 1.0), np.where(got, self.plan.sigma[meters], _IGNORED)
+        return np.where(got, value, 1.0), np.where(got, self.plan.sigma[meters], _ABSENT_SIGMA)
 
     def _model(self, tap_E: F64, x_scale_E: F64 | None) -> PowerGridModel:
         scale = np.ones(self.case.n_branch) if x_scale_E is None else x_scale_E
@@ -193,7 +200,8 @@ class PgmEstimator:
         branch["g1"], branch["b1"] = case.g / z_ohm, case.b / z_ohm
         branch["k"], branch["theta"] = tap_E, case.shift
         source = initialize_array("input", "source", 1)
-        source["id"], source["node"], source["status"], source["u_ref"] = self._first_generator + case.slack, case.slack, 1, 1.0
+        source["id"], source["node"] = self._first_generator + case.slack, case.slack
+        source["status"], source["u_ref"] = 1, 1.0
         others = np.delete(np.arange(n), case.slack)
         generator = initialize_array("input", "sym_gen", n - 1)
         generator["id"], generator["node"], generator["status"] = self._first_generator + others, others, 1
@@ -209,8 +217,8 @@ class PgmEstimator:
         volts["measured_object"] = self._volt_bus
         first = self._readings(np.full((1, self.plan.size), np.nan), np.ones(1))
         for array, name in ((power, "sym_power_sensor"), (volts, "sym_voltage_sensor")):
-            for column in first[name].dtype.names:
-                if column != "id" and column in array.dtype.names:
+            for column in first[name].dtype.names or ():
+                if column != "id":
                     array[column] = first[name][column][0]
         return {
             "node": node, "generic_branch": branch, "source": source, "sym_gen": generator, "shunt": shunt,
@@ -257,7 +265,7 @@ class Lnr(GroupDetector[_Bench]):
         case, plan = prepared.case, prepared.plan
         count, scans, m = prepared.z_BTM.shape
         chosen = np.unique(np.linspace(scans - 1, 0, min(self.scans_used, scans) + 1).round().astype(np.int64)[:-1])
-        z = prepared.z_BTM[:, chosen].reshape(-1, m)
+        z = fresh_readings(prepared)[:, chosen].reshape(-1, m)
         own = prepared.r_BTM[:, chosen].reshape(-1, m)
         status = np.stack([w.status_TE for w in prepared.windows])[:, chosen].astype(bool).reshape(-1, case.n_branch)
         declared: dict[bytes, list[int]] = {}
@@ -268,7 +276,7 @@ class Lnr(GroupDetector[_Bench]):
             first = prepared.windows[members[0]]
             rows = (np.array(members)[:, None] * chosen.size + np.arange(chosen.size)).ravel()
             v = model.estimator.estimate(z[rows], status[rows], first.tap_E, first.x_scale_E)
-            solved = np.isfinite(v).all(axis=1)
+            solved = np.asarray(np.isfinite(v).all(axis=1))
             y = branch_admittance(case, first.tap_E, first.x_scale_E)
             h = measure(case, np.where(solved[:, None], v, 1.0), y, status[rows])[:, plan.channels]
             gap = np.nan_to_num(z[rows] - h, nan=0.0) / model.spread_M
@@ -278,7 +286,7 @@ class Lnr(GroupDetector[_Bench]):
 
 
 def residual_variance(case: GridCase, plan: MeterPlan) -> F64:
-    """[M] variance of z - h(x_hat) when PMU angles take no part: R - H G^-1 H' for used meters, R + H G^-1 H' for them."""
+    """[M] variance of z - h(x_hat) when PMU angles take no part in x_hat: R - H G^-1 H', for angles R + H G^-1 H'."""
     used = scada_plan(plan)
     gain = Gain(case, used, wide_prior(case))
     out = np.empty(plan.size)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from gg_ray.baselines.base import DetectorError, GroupDetector, bus_maximum
+from gg_ray.baselines.base import DetectorError, GroupDetector, bus_maximum, fresh_readings
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.estimation import Gain, wide_prior
 from gg_ray.grid.meters import MeterPlan
@@ -68,8 +68,8 @@ class Balances:
 class KclResidual(GroupDetector[Balances]):
     """B0: what enters a bus must leave it, checked where the injection and every incident branch end are metered.
 
-    A bus without load or plant needs no injection meter. Balances with an absent reading are skipped in that scan, a
-    grid without any complete bus scores 0: that blindness is the point of the row.
+    A bus without load or plant needs no injection meter. Balances with an absent or aged reading are skipped in that
+    scan, a grid without any complete bus scores 0: that blindness is the point of the row.
     """
 
     name = "kcl"
@@ -91,7 +91,7 @@ class KclResidual(GroupDetector[Balances]):
         count, scans, m = prepared.z_BTM.shape
         if not model.bus_K.size:
             return np.zeros((count, 0))
-        rows = prepared.z_BTM.reshape(-1, m)
+        rows = fresh_readings(prepared).reshape(-1, m)
         present = np.isfinite(rows)
         z = np.where(present, rows, 0.0)
         volts = np.where(model.volt_K >= 0, z[:, model.volt_K], 1.0)
@@ -134,8 +134,9 @@ def balances(case: GridCase, plan: MeterPlan) -> Balances:
 class ChiSquare(GroupDetector[F64]):
     """B1: the sum of squared estimation residuals against its degrees of freedom.
 
-    J = sum ((z - h)/sigma)^2 and E[J] = sum omega/sigma^2 (m - n without a prior), over the readings that arrived.
-    The model is omega_M / sigma_M^2. Blind to a = h(x') - h(x) by construction.
+    J = sum ((z - h)/sigma)^2 and E[J] = sum omega/sigma^2 (m - n without a prior), over the fresh readings.
+    The model is omega_M / sigma_M^2 at the base state. The prior is wider than the spread of injections in our worlds,
+    so the mean on clean readings is a little below zero. Blind to a = h(x') - h(x) by construction.
     """
 
     name = "chi2"
@@ -161,7 +162,7 @@ class ChiSquare(GroupDetector[F64]):
 
 def _standardised(share_M: F64, prepared: Prepared) -> F64:
     j = (prepared.r_BTM**2) @ share_M
-    dof = np.maximum(np.isfinite(prepared.z_BTM) @ share_M, 1.0)
+    dof = np.maximum(np.isfinite(fresh_readings(prepared)) @ share_M, 1.0)
     return np.asarray((j - dof) / np.sqrt(2.0 * dof))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.ensemble import IsolationForest as Forest
 
-from gg_ray.baselines.base import Detector, DetectorError, GroupDetector, bus_maximum
+from gg_ray.baselines.base import Detector, DetectorError, GroupDetector, bus_maximum, fresh_readings
 from gg_ray.baselines.lnr import Lnr
 from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, RandomScore
 from gg_ray.records import F64
@@ -59,11 +59,11 @@ def usual(members: Sequence[Prepared]) -> Usual:
 
 def enough(name: str, members: Sequence[Prepared]) -> int:
     """Number of benign windows of a group.  Raises: DetectorError below MIN_WINDOWS."""
-    count = sum(prepared.z_BTM.shape[0] for prepared in members)
+    count = sum(len(prepared.windows) for prepared in members)
     if count < MIN_WINDOWS:
         first = members[0]
         raise DetectorError(
-            f"{name}: {count} benign windows of {first.case.name} plan {first.plan.plan_id}; give at least {MIN_WINDOWS}"
+            f"{name}: {count} benign windows of {first.case.name} plan {first.plan.plan_id}; need {MIN_WINDOWS}"
         )
     return count
 
@@ -224,10 +224,10 @@ class Innovation(GroupDetector[Forecast]):
 
 
 def _pairs(known: Usual, prepared: Prepared) -> tuple[F64, F64, F64]:
-    """[B, T-1, M] deviation now, deviation one scan before, and 1 where the present reading arrived."""
+    """[B, T-1, M] deviation now, deviation one scan before, and 1 where the present reading is fresh."""
     deviation = known.filled(prepared.z_BTM) - known.mean_M
     heard = np.logical_or.accumulate(np.isfinite(prepared.z_BTM), axis=1)[:, :-1]
-    fresh = np.isfinite(prepared.z_BTM[:, 1:]) & heard
+    fresh = np.isfinite(fresh_readings(prepared)[:, 1:]) & heard
     return deviation[:, 1:], deviation[:, :-1], fresh.astype(np.float64)
 
 
@@ -256,7 +256,8 @@ class MaxOf(GroupDetector[list[tuple[float, float]]]):
 
     def _score(self, model: list[tuple[float, float]], prepared: Prepared) -> F64:
         pairs = zip(self.parts, model, strict=True)
-        return np.stack([(part.score(prepared) - middle) / spread for part, (middle, spread) in pairs]).max(axis=0)
+        scaled = [(part.score(prepared) - middle) / spread for part, (middle, spread) in pairs]
+        return np.asarray(np.max(scaled, axis=0))
 
 
 def default_detectors(seed: int) -> list[Detector]:

@@ -261,6 +261,8 @@ def _from_ppc(
     np.add.at(gen_p, np.searchsorted(gen_bus, gen_node), gen[:, 1] / base)
     gen_v = np.ones(gen_bus.size)
     gen_v[np.searchsorted(gen_bus, gen_node)] = gen[:, 5]
+    # A PV bus whose machines are all out of service holds no voltage (273 of them in activsg10k).
+    kind[(kind == PV) & ~np.isin(np.arange(n), gen_bus)] = PQ
     keep = kind[gen_bus] != PQ
     load_p, load_q = bus[:, 2] / base, bus[:, 3] / base
     # A generator on a PQ bus holds no voltage: it is a negative load.

@@ -53,7 +53,10 @@ def _pair_up(case: GridCase, site: I64) -> I64:
 
 
 def regions_of(case: GridCase, substation: I64) -> I64:
-    """[S] region of each substation: METIS k-way, about 40 buses each, at most 200 regions; deterministic."""
+    """[S] region of each substation: METIS k-way, about 40 buses each, at most 200 regions; deterministic.
+
+    Each region is one connected piece: without METIS's `contig`, 73 % of the regions of `gb` fall apart.
+    """
     import pymetis
 
     s = int(substation.max()) + 1
@@ -65,7 +68,8 @@ def regions_of(case: GridCase, substation: I64) -> I64:
     graph = sp.coo_matrix((np.ones(int(keep.sum())), (a[keep], b[keep])), shape=(s, s)).tocsr()
     graph = (graph + graph.T).tocsr()
     graph.sort_indices()
-    _, part = pymetis.part_graph(k, xadj=graph.indptr.tolist(), adjncy=graph.indices.tolist())
+    adjacency = pymetis.CSRAdjacency(graph.indptr.tolist(), graph.indices.tolist())
+    _, part = pymetis.part_graph(k, adjacency, recursive=False, options=pymetis.Options(contig=1))
     _, dense = np.unique(np.asarray(part), return_inverse=True)
     return np.asarray(dense, dtype=np.int64)
 

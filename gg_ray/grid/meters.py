@@ -125,9 +125,9 @@ def draw_plan(case: GridCase, plan_id: int, kappa: tuple[float, float], missing_
     for channel in (0, 1, 2):
         installed[layout.bus(channel)] = rtu
     installed[layout.bus(3)] = rng.random(n) < PMU_SHARE * share
-    for channels in ((0, 1), (2, 3)):
+    for pair in ((0, 1), (2, 3)):
         end = rng.random(e) < share
-        for channel in channels:
+        for channel in pair:
             installed[layout.branch(channel)] = end
     nominal = np.abs(measure(case, case.v0[None])[0])
     channels = np.flatnonzero(installed)

@@ -49,7 +49,8 @@ class PowerFlow:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model = init_from_powermodels(_powermodels(case))
-        self._loads = np.flatnonzero((case.load_p != 0) | (case.load_q != 0))
+        loaded = (case.load_p != 0) | (case.load_q != 0)
+        self._loads, self._unloaded = np.flatnonzero(loaded), np.flatnonzero(~loaded)
         tapped = case.transformer | (case.tap != 1) | (case.shift != 0)
         self._lines = np.flatnonzero(~tapped)
         self._trafos = np.flatnonzero(tapped)
@@ -66,6 +67,8 @@ class PowerFlow:
 
         sweep = ScenarioSweepCPP(self._model)
         sweep.change_algorithm("NR_KLU")
+        # A base factor kept from the previous call moves the last bits: rows would depend on the engine's history.
+        sweep.reuse_base_case = False
         return sweep
 
     def solve(
@@ -89,6 +92,11 @@ class PowerFlow:
             if not np.isfinite(array).all():
                 row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(array)))
                 raise CaseError(f"{case.name}: {label} is not finite at row {row}, column {column}")
+        for label, array in (("load_p", load_p_RN), ("load_q", load_q_RN)):
+            stray = np.flatnonzero(array[:, self._unloaded].any(axis=0))
+            if stray.size:
+                bus = case.bus_names[self._unloaded[stray[0]]]
+                raise CaseError(f"{case.name}: {label} at bus {bus}, which has no load in the model; see load_buses")
         rows = load_p_RN.shape[0]
         # A sweep object locks its row count and its set of modified quantities, so a changed shape needs a new one.
         shape = (rows, branch_out_RE is not None, gen_out_RG is not None)
@@ -111,8 +119,8 @@ class PowerFlow:
         split = np.zeros(rows, dtype=bool)
         if branch_out_RE is not None:
             # Zero iterations mean "not handed to the solver"; our own connectivity test confirms the split.
-            for row in np.flatnonzero(~converged & (iterations == 0)):
-                split[row] = not connected(case, branch_out_RE[row])
+            for unsolved in np.flatnonzero(~converged & (iterations == 0)):
+                split[unsolved] = not connected(case, branch_out_RE[unsolved])
         v[~converged] = np.nan
         return Solution(v_RN=v, converged_R=converged, split_R=split, iterations_R=iterations)
 

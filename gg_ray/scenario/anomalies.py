@@ -22,7 +22,7 @@ from gg_ray.grid.meters import STALE_RATE, MeterPlan, measure
 from gg_ray.grid.ybus import branch_admittance, branch_flows
 from gg_ray.records import F64, I64, Event
 from gg_ray.scenario.attacks import Area, Attacker, direction
-from gg_ray.scenario.worlds import Fleet, Readings, active_scans
+from gg_ray.scenario.worlds import LONGEST_WINDOW, Fleet, Readings, active_scans
 
 C128 = NDArray[np.complex128]
 TAP_LIMIT = 0.12
@@ -55,8 +55,8 @@ class Alteration:
     sized: bool = True
     extra_d2: float = 0.0
     readings: Readings = field(default_factory=Readings)
-    open_branch: tuple[int, int] | None = None
-    """(branch, first scan): declared open although closed."""
+    open_branch: int | None = None
+    """Branch declared open although closed, from start to stop."""
     tap: tuple[int, float] | None = None
     x_scale: tuple[int, float] | None = None
     in_bounds: bool = True
@@ -312,7 +312,7 @@ def _single(case: GridCase, branch: int, tap: float | None, x_scale: float) -> G
 
 
 def _to_end(scene: Scene, event: Event) -> tuple[int, slice]:
-    return event.target - scene.case.n_bus, slice(event.onset, scene.h_TM.shape[0])
+    return event.target - scene.case.n_bus, active_scans(event, scene.h_TM.shape[0])
 
 
 def _wrong_breaker_status(scene: Scene, event: Event) -> Alteration:
@@ -320,7 +320,7 @@ def _wrong_breaker_status(scene: Scene, event: Event) -> Alteration:
     branch, when = _to_end(scene, event)
     true = _end_powers(scene.case, scene.v_TN, branch)
     return _mismatch(
-        scene, branch, when, true, np.zeros_like(true), sized=False, open_branch=(branch, event.onset)
+        scene, branch, when, true, np.zeros_like(true), sized=False, open_branch=branch
     )  # fmt: skip
 
 
@@ -344,12 +344,18 @@ def _wrong_line_parameter(scene: Scene, event: Event) -> Alteration:
 
 def _declared(scene: Scene, event: Event, branch: int, model: object, limits: tuple[float, float]) -> Alteration:
     """Sized by probing: the executor scales the probe linearly, then asks `resize` for the exact model."""
-    when = slice(0, scene.h_TM.shape[0])  # a model has no onset inside a window
+    when = _model_scans(scene, event)
     true = _end_powers(scene.case, scene.v_TN, branch)
     keys = model(scene.sign * _PROBE)  # type: ignore[operator]
     predicted = _end_powers(scene.case, scene.v_TN, branch, **keys)
     probe = _mismatch(scene, branch, when, true, predicted)
     return probe
+
+
+def _model_scans(scene: Scene, event: Event) -> slice:
+    """A wrong model has no onset inside a window; on a timeline it is published for one episode."""
+    scans = scene.h_TM.shape[0]
+    return slice(0, scans) if scans <= LONGEST_WINDOW else active_scans(event, scans)
 
 
 def resize(scene: Scene, event: Event, unit: Alteration, factor: float) -> Alteration:
@@ -365,7 +371,7 @@ def resize(scene: Scene, event: Event, unit: Alteration, factor: float) -> Alter
         true = _end_powers(scene.case, scene.v_TN, branch)
         predicted = _end_powers(scene.case, scene.v_TN, branch, tap, x_scale)
         return _mismatch(
-            scene, branch, slice(0, true.shape[0]), true, predicted, in_bounds=low <= m <= high,
+            scene, branch, _model_scans(scene, event), true, predicted, in_bounds=low <= m <= high,
             tap=(branch, float(tap)) if tap is not None else None, x_scale=None if tap_kind else (branch, x_scale),
         )  # fmt: skip
     if event.primitive in _ATTACKS:
@@ -414,8 +420,7 @@ def _hidden_load(scene: Scene, event: Event) -> Alteration:
 
 def _undeclared_gen_trip(scene: Scene, event: Event) -> Alteration:
     """A unit is lost; its status and its own channel still say that it runs."""
-    when, shape = slice(event.onset, scene.h_TM.shape[0]), np.zeros(scene.h_TM.shape[0])
-    shape[when] = 1.0
+    when, shape = _gate(scene, event)
     unit = hidden_load_unit(scene.plan, scene.case, event.target, shape, 1.0)
     return Alteration(
         meters=unit.meters, shift_Tc=unit.a_Tc * scene.lost_p, model_Tc=np.zeros_like(unit.a_Tc), pseudo=unit.pseudo,

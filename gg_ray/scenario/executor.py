@@ -59,7 +59,8 @@ class Trajectory:
     converged: bool
     split: bool
     status_TE: Bool
-    tap_E: F64
+    moves: tuple[tuple[int, float, int], ...]
+    """Declared tap moves: branch, ratio, first scan."""
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class Side:
     status_TE: Bool
     tap_E: F64
     x_scale_E: F64
+    moves: tuple[tuple[int, float, int], ...]
     readings: Readings
     state_TN: C128
     labels: Labels
@@ -118,9 +120,12 @@ class Executor:
     Raises:    GrammarError for an illegal program, ContextError or CaseError for unusable inputs.
     """
 
-    def __init__(self, case: GridCase, config: ScenarioConfig, contexts: ContextSource, *, all_families: bool = False) -> None:
+    def __init__(
+        self, case: GridCase, config: ScenarioConfig, contexts: ContextSource, *, all_families: bool = False,
+        scans: int | None = None,
+    ) -> None:  # fmt: skip
         self.case, self.config, self.contexts = case, config, contexts
-        self.grammar = Grammar(case, config, all_families=all_families)
+        self.grammar = Grammar(case, config, all_families=all_families, scans=scans)
         self.fleet = Fleet(case)
         self.attacker = Attacker(case)
         self.linear = LinearFlow(case)
@@ -192,7 +197,7 @@ class Executor:
         name, scans = event.primitive, quiet.load_p.shape[0]
         if name in ("undeclared_line_outage", "coordinated"):
             true = quiet.copy()
-            true.out[event.onset :, event.target - self.case.n_bus] = True
+            true.out[active_scans(event, scans), event.target - self.case.n_bus] = True
             job.worlds = [quiet, true] if name == "coordinated" else [true]
         elif name == "replay":
             # The recording is of another hour: same grid and meters, demand and dispatch at another level.
@@ -203,7 +208,7 @@ class Executor:
             recorded.gen_p *= level
             job.worlds = [recorded, quiet]
         elif name == "undeclared_gen_trip":
-            job.lost = lose_unit(self.fleet, quiet, event.target, event.onset, rng)
+            job.lost = lose_unit(self.fleet, quiet, event.target, active_scans(event, scans), rng)
         elif name in ("theft", "unmetered_injection"):
             size = self._hidden_load_size(job, event, scans)
             job.lost = -size if name == "theft" else size
@@ -262,13 +267,10 @@ class Executor:
         h_all = self._readings(v, out, worlds, scans)
         for index, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
             part = slice(index * scans, (index + 1) * scans)
-            tap = case.tap.copy()
-            for branch, ratio, _ in world.taps:
-                tap[branch] = ratio
             result.append(
                 Trajectory(
                     v_TN=v[part], h_TM=h_all[part][:, plan.channels], converged=bool(converged[part].all()),
-                    split=bool(split[part].any()), status_TE=~world.out, tap_E=tap,
+                    split=bool(split[part].any()), status_TE=~world.out, moves=tuple(world.taps),
                 )  # fmt: skip
             )
         return result
@@ -382,7 +384,8 @@ class Executor:
         ones = np.ones(self.case.n_branch)
         if job.anomaly is None:
             attempt.main = Side(
-                true.h_TM, true.status_TE, true.tap_E, ones, job.readings, true.v_TN, self._plain(job, severity)
+                true.h_TM, true.status_TE, self.case.tap, ones, true.moves, job.readings, true.v_TN,
+                self._plain(job, severity),
             )  # fmt: skip
             return attempt
         alteration = job.alteration
@@ -398,12 +401,12 @@ class Executor:
     def _altered(self, job: _Job, change: Alteration, true: Trajectory, severity: float) -> Side:
         mean = true.h_TM.copy()
         np.add.at(mean, (slice(None), change.meters), np.where(_held(change), 0.0, change.shift_Tc))
-        status, tap, x_scale = true.status_TE.copy(), true.tap_E.copy(), np.ones(self.case.n_branch)
+        status, tap, x_scale = true.status_TE.copy(), self.case.tap.copy(), np.ones(self.case.n_branch)
         assert job.anomaly is not None
         if job.anomaly.primitive in ("undeclared_line_outage", "coordinated"):
             status[:, job.anomaly.target - self.case.n_bus] = True
         if change.open_branch is not None:
-            status[change.open_branch[1] :, change.open_branch[0]] = False
+            status[change.start : change.stop, change.open_branch] = False
         if change.tap is not None:
             tap[change.tap[0]] = change.tap[1]
         if change.x_scale is not None:
@@ -419,7 +422,7 @@ class Executor:
         labels.edge_E[list(change.branches)] = True
         labels.onset, labels.end = change.start, change.stop
         labels.disturbance |= job.anomaly.primitive in _PHYSICAL_CAUSES
-        return Side(mean, status, tap, x_scale, readings, true.v_TN, labels)
+        return Side(mean, status, tap, x_scale, true.moves, readings, true.v_TN, labels)
 
     def _twin(self, job: _Job, true: Trajectory, quiet: Trajectory, severity: float) -> Side:
         """The same window with the cause removed (data, attack, theft) or the declaration made true (topology, trip)."""
@@ -429,7 +432,8 @@ class Executor:
         labels = self._plain(job, severity)
         labels.disturbance |= truthful and job.anomaly.primitive in _PHYSICAL_CAUSES
         return Side(
-            base.h_TM, base.status_TE, base.tap_E, np.ones(self.case.n_branch), job.readings, base.v_TN, labels
+            base.h_TM, base.status_TE, self.case.tap, np.ones(self.case.n_branch), base.moves, job.readings, base.v_TN,
+            labels,
         )  # fmt: skip
 
     def _plain(self, job: _Job, severity: float) -> Labels:
@@ -501,7 +505,7 @@ class Executor:
         return Window(
             case=self.case.name, plan_id=attempt.plan.plan_id, t0_ns=attempt.context.t0_ns,
             step_s=attempt.context.step_s, z_TM=z, age_TM=age, status_TE=side.status_TE.astype(np.uint8),
-            tap_E=side.tap_E, x_scale_E=side.x_scale_E,
+            tap_E=side.tap_E, x_scale_E=side.x_scale_E, moves=side.moves,
         )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class Gates:
         case = self.executor.case
         passive = (case.load_p == 0) & (case.load_q == 0)
         passive[case.gen_bus] = False
-        moved = [i for i in live if (attempts[i].trajectory.tap_E != case.tap).any()]  # type: ignore[union-attr]
+        moved = [i for i in live if attempts[i].trajectory.moves]  # type: ignore[union-attr]
         plain = [i for i in live if i not in set(moved)]
         if plain and passive.any():
             v = np.concatenate([attempts[i].trajectory.v_TN for i in plain])  # type: ignore[union-attr]

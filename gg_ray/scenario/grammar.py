@@ -146,8 +146,12 @@ class Grammar:
     grammar was built with all_families (evaluation only). `coordinated` hides an outage only where family T2 is allowed.
     """
 
-    def __init__(self, case: GridCase, config: ScenarioConfig, *, all_families: bool = False) -> None:
+    def __init__(
+        self, case: GridCase, config: ScenarioConfig, *, all_families: bool = False, scans: int | None = None
+    ) -> None:
+        """scans: length of a timeline; scenario.scans for windows."""
         self.case, self.config = case, config
+        self.scans = config.scans if scans is None else scans
         self.families = FAMILIES if all_families else training_families(config.fold)
         n = case.n_bus
         self.places = n + case.n_branch
@@ -204,9 +208,9 @@ class Grammar:
 
     def onset_mask(self, name: str) -> Bool:
         """[T] scans at which an event may start."""
-        scans = np.arange(self.config.scans)
+        scans = np.arange(self.scans)
         first = 6 if name == "time_skew" else FIRST_ONSET
-        return np.asarray((scans >= first) & (scans <= self.config.scans - TAIL_SCANS))
+        return np.asarray((scans >= first) & (scans <= self.scans - TAIL_SCANS))
 
     def magnitude_mask(self, name: str) -> Bool:
         """[16] allowed magnitude bins: for sized anomalies those whose d_eff can reach d_min, one bin otherwise."""

@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.signal import lfilter
 
+from gg_ray.config import WINDOW_SCANS
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.hierarchy import hop_distance
 from gg_ray.records import F64, I64, Bool, Context, Event
-from gg_ray.scenario.grammar import DURATION_SCANS, MAGNITUDE_BINS
+from gg_ray.scenario.grammar import DURATION_SCANS, MAGNITUDE_BINS, PRIMITIVES
 
 LOAD_NOISE = 0.02
 """Standard deviation of a bus's own demand around its share of the national shape."""
 LOAD_RHO = 0.9
 """Scan-to-scan correlation of that noise: about ten minutes of memory at one-minute scans."""
-_WIND_SHARE = 0.3
+EPISODE_SCANS = 12
+"""Length of a lasting anomaly on a timeline: below 1 % of a day of one-minute scans."""
+LONGEST_WINDOW = max(WINDOW_SCANS)
 _PARTNERS = 3
 
 
@@ -112,7 +115,14 @@ def _ar1(white_TN: F64, rho: float) -> F64:
 
 def active_scans(event: Event, scans: int) -> slice:
     """Scans during which an event acts."""
-    return slice(event.onset, min(scans, event.onset + DURATION_SCANS[event.duration]))
+    return slice(event.onset, min(last_scan(event, scans), event.onset + DURATION_SCANS[event.duration]))
+
+
+def last_scan(event: Event, scans: int) -> int:
+    """Where "until the end" ends: with the window; on a timeline an anomaly is found and cleared after EPISODE_SCANS."""
+    if scans <= LONGEST_WINDOW or PRIMITIVES[event.primitive].side != "anomalous":
+        return scans
+    return min(scans, event.onset + EPISODE_SCANS)
 
 
 def grade(event: Event, low: float, high: float) -> float:
@@ -120,26 +130,26 @@ def grade(event: Event, low: float, high: float) -> float:
     return low + (high - low) * event.magnitude / (MAGNITUDE_BINS - 1)
 
 
-def lose_unit(fleet: Fleet, world: World, bus: int, onset: int, rng: np.random.Generator) -> float:
+def lose_unit(fleet: Fleet, world: World, bus: int, when: slice, rng: np.random.Generator) -> float:
     """Trip the largest unit of a generator bus; the rest of the fleet picks it up over three scans.
 
-    Returns: the lost output at the onset, p.u.
+    Returns: the lost output at the first scan, p.u.
     """
     case = fleet.case
     k = int(np.flatnonzero(case.gen_bus == bus)[0])
     units = np.flatnonzero(case.unit_gen == k)
     total = case.unit_p[units].sum()
     share = float(np.clip(case.unit_p[units].max() / total, 0.05, 1.0)) if total > 0 else 1.0
-    lost = world.gen_p[onset:, k] * share
-    world.gen_p[onset:, k] -= lost
+    lost = world.gen_p[when, k] * share
+    world.gen_p[when, k] -= lost
     if units.size == 1 or share > 0.999:
-        world.gen_out[onset:, k] = True
+        world.gen_out[when, k] = True
     pickers = fleet.rest_share.copy()
     pickers[k] = 0.0
     if pickers.sum() > 0:
         pickers /= pickers.sum()
         ramp = np.minimum(1.0, (np.arange(lost.size) + 1) / 3.0) * rng.uniform(0.6, 1.0)
-        world.gen_p[onset:] += (lost * ramp)[:, None] * pickers
+        world.gen_p[when] += (lost * ramp)[:, None] * pickers
     return float(lost[0])
 
 
@@ -185,7 +195,7 @@ def apply_benign(fleet: Fleet, world: World, event: Event, meters: I64, readings
     elif name == "line_switch":
         world.out[when, bus - case.n_bus] = True
     elif name == "gen_trip":
-        lose_unit(fleet, world, bus, event.onset, rng)
+        lose_unit(fleet, world, bus, when, rng)
     elif name == "wind_ramp":
         hops = hop_distance(case, np.array([bus]))[case.gen_bus]
         near = fleet.wind & (hops <= 2 + 2 * event.support)

@@ -9,6 +9,8 @@ Units:   estimation in float64 p.u.; what the network gets is float16, dimension
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +27,8 @@ from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic
 C128 = NDArray[np.complex128]
 SCHEMA = 1
 """Version of the feature layout; kept in every model manifest."""
+ESTIMATORS = 128
+"""Factorised estimators kept per process; the oldest leaves."""
 
 
 class FeatureError(ValueError):
@@ -65,12 +69,16 @@ class Featurizer:
     """
 
     def __init__(self) -> None:
-        self._estimators: dict[tuple[str, int, bytes], Estimator] = {}
+        self._estimators: OrderedDict[tuple[str, bytes], Estimator] = OrderedDict()
 
     def estimator(self, case: GridCase, plan: MeterPlan) -> Estimator:
-        key = (case.name, plan.plan_id, plan.index_of.tobytes()[:64] + str(plan.kappa).encode())
+        # All meters and their classes: plans from outside share one plan number.
+        meters = hashlib.blake2b(plan.channels.tobytes() + plan.sigma.tobytes(), digest_size=16).digest()
+        key = (case.name, meters)
         if key not in self._estimators:
             self._estimators[key] = Estimator(case, plan)
+            if len(self._estimators) > ESTIMATORS:
+                self._estimators.popitem(last=False)
         return self._estimators[key]
 
     def prepare(self, windows: Sequence[Window], plan: MeterPlan) -> Prepared:
@@ -82,23 +90,16 @@ class Featurizer:
         case = load_case(windows[0].case)
         z = np.stack([w.z_TM for w in windows])
         count, scans, m = z.shape
-        status = np.stack([w.status_TE for w in windows]).astype(bool)
-        r = np.empty_like(z)
-        v = np.empty((count, scans, case.n_bus), dtype=np.complex128)
+        # An aged value belongs to an earlier scan: after a real step it contradicts its fresh neighbours.
+        fresh = np.where(np.stack([w.age_TM for w in windows]) == 0, z, np.nan).reshape(-1, m)
+        status = np.stack([w.status_TE for w in windows]).astype(bool).reshape(-1, case.n_branch)
+        r = np.empty((count * scans, m))
+        v = np.empty((count * scans, case.n_bus), dtype=np.complex128)
         estimator = self.estimator(case, plan)
-        groups: dict[bytes, list[int]] = {}
-        for index, window in enumerate(windows):
-            key = b"" if _published(case, window) else window.tap_E.tobytes() + window.x_scale_E.tobytes()
-            groups.setdefault(key, []).append(index)
-        for members in groups.values():
-            first = windows[members[0]]
-            y = None if _published(case, first) else branch_admittance(case, first.tap_E, first.x_scale_E)
-            rows_status = status[members].reshape(-1, case.n_branch)
-            rows = z[members].reshape(-1, m)
-            v_rows, r_rows = estimator.estimate(rows, None if rows_status.all() else rows_status, y)
-            v[members] = v_rows.reshape(len(members), scans, -1)
-            r[members] = r_rows.reshape(len(members), scans, m)
-        return Prepared(case, plan, windows, z, r, v)
+        for tap, x_scale, rows in _declared_models(case, windows):
+            y = None if tap is None else branch_admittance(case, tap, x_scale)
+            v[rows], r[rows] = estimator.estimate(fresh[rows], status[rows], y)
+        return Prepared(case, plan, windows, z, r.reshape(count, scans, m), v.reshape(count, scans, -1))
 
     def features(self, prepared: Prepared) -> Features:
         """Float16 network inputs of prepared windows."""
@@ -135,7 +136,7 @@ class Featurizer:
             meas[:, on, column] = np.where(got, z[:, -1][:, index[on]], 0.0)
             sigma[:, on, column] = np.where(got, plan.sigma[index[on]], np.inf)
         param = np.stack(
-            [np.stack([w.status_TE[-1], w.tap_E, w.x_scale_E], axis=-1) for w in prepared.windows]
+            [np.stack([w.status_TE[-1], w.last_tap_E, w.x_scale_E], axis=-1) for w in prepared.windows]
         ).astype(np.float32)  # fmt: skip
         return Features(np.ascontiguousarray(node), edge, xhat, meas, sigma, param)
 
@@ -159,8 +160,24 @@ def check(windows: Sequence[Window], plan: MeterPlan) -> None:
             raise FeatureError(f"window {index}: an infinite reading; use NaN for a value that did not arrive")
 
 
-def _published(case: GridCase, window: Window) -> bool:
-    return bool((window.tap_E == case.tap).all() and (window.x_scale_E == 1.0).all())
+def _declared_models(
+    case: GridCase, windows: Sequence[Window]
+) -> list[tuple[F64 | None, F64 | None, NDArray[np.int64]]]:
+    """Rows (window x scan) grouped by declared taps and reactances; None stands for the published model."""
+    scans = windows[0].z_TM.shape[0]
+    groups: dict[bytes, tuple[F64 | None, F64 | None, list[NDArray[np.int64]]]] = {}
+    for index, window in enumerate(windows):
+        edges = sorted({0, scans, *(min(max(t, 0), scans) for _, _, t in window.moves)})
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            tap = window.tap_E.copy()
+            for branch, ratio, first in window.moves:
+                if first <= start:
+                    tap[branch] = ratio
+            published = bool((tap == case.tap).all() and (window.x_scale_E == 1.0).all())
+            key = b"" if published else tap.tobytes() + window.x_scale_E.tobytes()
+            entry = groups.setdefault(key, (None if published else tap, None if published else window.x_scale_E, []))
+            entry[2].append(np.arange(index * scans + start, index * scans + stop))
+    return [(tap, x_scale, np.concatenate(rows)) for tap, x_scale, rows in groups.values()]
 
 
 def _carry_forward(z_BTM: F64, present: NDArray[np.bool_]) -> tuple[F64, NDArray[np.bool_]]:

@@ -1,0 +1,186 @@
+"""From an evaluation to files people read: report with figures, registered version, promotion.
+
+Flow:    train -> [publish] -> runs/NAME/report/, runs/NAME/registry/
+Source:  design.md, section 6 (run directory); selfplay.md, section 17.5 (figures)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gg_ray.config import RunConfig
+from gg_ray.evaluate import figures, results
+from gg_ray.evaluate.job import Evaluation
+from gg_ray.evaluate.report import ReportMeta, write_report
+from gg_ray.evaluate.results import MACRO, Block
+from gg_ray.grid.cases import load_case
+from gg_ray.records import FOLDS, F64
+from gg_ray.registry import ModelCard, PromotionRefused, Registry, Version
+from gg_ray.scenario.grammar import training_families
+from gg_ray.selfplay.game import Game
+from gg_ray.tracking import read_jsonl
+from gg_ray.verifier.features import SCHEMA
+from gg_ray.windows_io import write_windows
+
+LOG = logging.getLogger(__name__)
+ATTRIBUTION = (
+    "Contains BMRS data © Elexon Limited copyright and database right 2019, 2021, 2023, 2024.",
+    "Grids: pandapower (BSD-3; IEEE test cases); GBreducednetwork and GBnetwork, University of Edinburgh and Strathclyde "
+    "(Bukhsh, McKinnon, Belivanis); the GB data carry no licence of their own.",
+)
+LIMITS = (
+    "A power-flow-consistent attack by someone who holds every meter of an area cannot be seen in one scan: only time does.",
+    "p-values are conformal on the validation windows of the evaluated grids; another grid needs its own calibration.",
+    "Trained on simulated telemetry; real SCADA noise and delays differ.",
+)
+_SAMPLE_WINDOWS = 24
+D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
+
+
+def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float) -> str:
+    """Write the report, register the model, promote it if it earned it. Returns: one line for the console."""
+    meta = ReportMeta(
+        name=config.name, held_out_families=sorted(FOLDS[config.scenario.fold]),
+        held_out_cases=config.evaluate.held_out_cases, gates=dict(game.counters.rates()),
+        facts={
+            "training time, s": round(trained_s, 1), "learner steps": game.step, "power-flow solves": game.solves,
+            "programs": game.programs, "windows inserted": game.inserted, "mode": config.mode, "arm": config.selfplay.arm,
+            "reward": config.selfplay.reward, "gates": config.scenario.gates,
+            **{f"stop-check {i + 1}": line for i, line in enumerate(evaluation.notes)},
+        },
+    )  # fmt: skip
+    drawn = draw_figures(out / "report", game, evaluation, out / "metrics.jsonl")
+    write_report(out, evaluation.results, out / "metrics.jsonl", drawn, meta, evaluation.comparisons)
+    _sample_file(out / "report", evaluation)
+    registry = Registry(out / "registry")
+    version = _register(registry, out, config, game, evaluation)
+    try:
+        registry.promote(version, "champion", gate=promotion_gate)
+        return f"registered {version.id} and promoted it to champion"
+    except PromotionRefused as refusal:
+        return f"registered {version.id}; not promoted: {refusal}"
+
+
+def promotion_gate(candidate: Version, current: Version | None) -> list[str]:
+    """Reasons against promotion: not above the untrained and random rows, or clearly below the present champion."""
+    ours, against = candidate.metrics, []
+    own = float(ours["balanced_accuracy"])  # type: ignore[arg-type]
+    for floor in ("untrained", "random"):
+        if floor in ours and own <= float(ours[floor]):  # type: ignore[arg-type]
+            against.append(f"balanced accuracy {own:.3f} is not above the {floor} row ({float(ours[floor]):.3f})")  # type: ignore[arg-type]
+    if current is not None and own < float(current.metrics["balanced_accuracy"]) - 0.01:  # type: ignore[arg-type]
+        against.append(f"balanced accuracy {own:.3f} is below the champion's {float(current.metrics['balanced_accuracy']):.3f}")  # type: ignore[arg-type]
+    return against
+
+
+def _register(registry: Registry, out: Path, config: RunConfig, game: Game, evaluation: Evaluation) -> Version:
+    block = _headline(evaluation)
+    rows = [asdict(row) for row in block.rows if row.family == MACRO] if block else []
+    measured: dict[str, float | int | str | None] = {}
+    for row in rows:
+        name = "balanced_accuracy" if row["method"] == results.VERIFIER else str(row["method"])
+        if row["balanced_accuracy"] is not None:
+            measured[name] = float(row["balanced_accuracy"])
+    measured |= {"learner_steps": game.step, "power_flow_solves": game.solves}
+    return registry.register(
+        game.learner.weights(), architecture=asdict(config.verifier), feature_schema=SCHEMA, metrics=measured,
+        run=config.name, seed=config.seed, commit=results.git_commit(),
+        card=ModelCard(
+            summary=f"Verifier of run {config.name}: {config.selfplay.arm} training, fold {config.scenario.fold} held out.",
+            trained_on=[*config.scenario.cases, f"families {', '.join(training_families(config.scenario.fold))}"],
+            held_out_families=sorted(FOLDS[config.scenario.fold]), held_out_grids=config.evaluate.held_out_cases,
+            rows=rows, limits=LIMITS, attribution=ATTRIBUTION,
+        ),
+        extra={"calibration": calibration_of(evaluation.calibration), "digest": {c: w.digest for c, w in evaluation.windows.items()}},
+    )  # fmt: skip
+
+
+def calibration_of(scores: F64) -> dict[str, Any]:
+    """What scoring needs: benign scores and the thresholds at 1 % false positives (windows)."""
+    return {
+        "scores": [round(float(s), 5) for s in scores], "implausible": float(np.quantile(scores, 0.99)),
+        "disturbance": 0.0,
+    }  # fmt: skip
+
+
+def _headline(evaluation: Evaluation) -> Block | None:
+    """The block that decides promotion: windows of the last (held-out) grid."""
+    found = [b for b in evaluation.results.results if b.suite == "windows"]
+    return found[-1] if found else None
+
+
+def _sample_file(folder: Path, evaluation: Evaluation) -> None:
+    """A few held-out windows as a file, so that `gg-ray score` can be tried at once."""
+    windows = []
+    for suite in evaluation.windows.values():
+        for group in suite.test:
+            order = np.linspace(0, len(group.families) - 1, _SAMPLE_WINDOWS // 4).astype(int)
+            windows += [(group.prepared.windows[i], group.prepared.plan) for i in order]
+    write_windows(folder / "windows.parquet", windows)
+
+
+def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path: Path) -> dict[str, Path]:
+    """Every figure that has data; one that has none is left out and logged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(read_jsonl(metrics_path)) if metrics_path.exists() else []
+    drawn: dict[str, Path] = {}
+
+    def attempt(caption: str, draw: Callable[[], Path]) -> None:
+        try:
+            drawn[caption] = draw()
+        except figures.FigureError as reason:
+            LOG.info("figure %r left out: %s", caption, reason)
+
+    keys = ["loss/total", "loss/implausible", "loss/node", "eval/balanced_accuracy", "eval/auroc", "gate/pass",
+            "selfplay/median_d_eff", "selfplay/effective_cells", "solver/nll_per_dim"]  # fmt: skip
+    attempt("Learning curves", lambda: figures.learning_curves(rows, folder / "learning.png", keys=keys))
+    frontier = list(game.frontier)
+    attempt(
+        "Detectability of proposed scenarios against skill over time; no method can exceed the curve",
+        lambda: figures.deff_vs_pbar(
+            [f[1] for f in frontier], [f[2] for f in frontier], [f[0] for f in frontier], folder / "frontier.png"
+        ),
+    )
+    families = training_families(game.config.scenario.fold)
+    counts = np.array(
+        [[sum(1 for f in frontier if f[3] == family and low <= f[1] < high) for low, high in zip(D_BINS, [*D_BINS[1:], np.inf], strict=True)]
+         for family in families]
+    )  # fmt: skip
+    attempt("Coverage: gated programs by family and detectability", lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png"))
+    steps = [r["step"] for r in rows if "gate/G1" in r]
+    rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G6", "pass")}
+    attempt("Share of programs stopped by each gate", lambda: figures.gate_rates(steps, rates, folder / "gates.png"))
+    for case, suite in evaluation.windows.items():
+        block = next((b for b in evaluation.results.results if b.suite == "windows" and b.case == case), None)
+        if block is not None:
+            attempt(
+                f"{case}: recall at 5 % false positives by family and method",
+                lambda block=block, case=case: figures.family_method_heatmap(block.rows, folder / f"recall_{case}.png"),
+            )  # fmt: skip
+        out = evaluation.outputs[case][results.VERIFIER]
+        prob = np.concatenate([o.prob_B for o in out if o.prob_B is not None])
+        label = np.array([bool(f) for g in suite.test for f in g.families])
+        attempt(f"{case}: reliability of P(implausible)", lambda p=prob, y=label, c=case: figures.reliability(p, y, folder / f"reliability_{c}.png"))
+        attempt(f"{case}: localisation of one held-out attack", lambda c=case: _map(folder, evaluation, c))
+    return drawn
+
+
+def _map(folder: Path, evaluation: Evaluation, case_name: str) -> Path:
+    """The grid with the Verifier's bus scores for the first implausible window it ranks well above the plausible ones."""
+    suite, case = evaluation.windows[case_name], load_case(case_name)
+    for group, out in zip(suite.test, evaluation.outputs[case_name][results.VERIFIER], strict=True):
+        rows = [i for i, f in enumerate(group.families) if f]
+        if out.node_BN is None or not rows:
+            continue
+        row = max(rows, key=lambda i: out.score_B[i])
+        score = 1.0 / (1.0 + np.exp(-out.node_BN[row]))
+        return figures.grid_map(
+            case.layout, np.stack([case.f_bus, case.t_bus]), score, group.labels[row].node_N, folder / f"map_{case_name}.png"
+        )  # fmt: skip
+    raise figures.FigureError("no implausible window")

@@ -1,0 +1,227 @@
+"""Detectors on suites: scores, thresholds from validation, rows of the tables.
+
+Flow:    evaluate.suites, verifier, baselines -> [scoring] -> results.Block
+Source:  verifier.md, section 3; thresholds never see test data, nothing is point-adjusted
+Shapes:  B windows, N buses, S looks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from gg_ray.baselines.base import Detector
+from gg_ray.evaluate import metrics, results
+from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows
+from gg_ray.evaluate.suites import Group, TimelineSuite, WindowSuite
+from gg_ray.records import F64, I64, TYPES
+from gg_ray.verifier.batch import from_arrays
+from gg_ray.verifier.features import Featurizer, Prepared, case_static
+from gg_ray.verifier.model import Verifier
+
+FPR = 0.05
+"""Window false-positive rate at which thresholds are set on validation windows."""
+
+
+@dataclass(slots=True)
+class Output:
+    """What a method says about B windows; only the score is required."""
+
+    score_B: F64
+    prob_B: F64 | None = None
+    node_BN: F64 | None = None
+    type_B: I64 | None = None
+
+
+class Method(Protocol):
+    """A row of the table."""
+
+    name: str
+
+    def prepare(self, fit: Sequence[Prepared], rng: np.random.Generator) -> None:
+        """Fit to benign windows of the grid where the method needs that."""
+        ...
+
+    def output(self, prepared: Prepared) -> Output: ...
+
+
+class NetworkMethod:
+    """A Verifier, trained or not; never fitted to the grid it is asked about."""
+
+    def __init__(self, name: str, network: Verifier) -> None:
+        self.name, self.network = name, network.eval()
+        self._featurizer = Featurizer()
+
+    def prepare(self, fit: Sequence[Prepared], rng: np.random.Generator) -> None:
+        """Nothing: zero-shot."""
+
+    @torch.inference_mode()
+    def output(self, prepared: Prepared) -> Output:
+        static = case_static(prepared.case.name)
+        features = self._featurizer.features(prepared)
+        block = max(1, 60_000 // static.n_buses // 16)
+        parts: list[tuple[F64, F64, F64, I64]] = []
+        for start in range(0, len(features.xhat_BN2), block):
+            cut = slice(start, start + block)
+            batch = from_arrays(
+                static, node_BTNF=features.node_BTNF[cut], edge_BTEF=features.edge_BTEF[cut],
+                xhat_BN2=features.xhat_BN2[cut], meas_BN2=features.meas_BN2[cut], sigma_BN2=features.sigma_BN2[cut],
+                param_BE3=features.param_BE3[cut],
+            )  # fmt: skip
+            out = self.network(batch)
+            family = out.type[:, 1:].argmax(dim=1) + 1
+            parts.append(
+                (out.implausible.double().numpy(), torch.sigmoid(out.implausible).double().numpy(),
+                 out.node.view(-1, static.n_buses).double().numpy(), family.numpy())  # fmt: skip
+            )
+        score, prob, node, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Output(score, prob, node, kind)
+
+
+class DetectorMethod:
+    """A classical detector behind the same door."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.name, self.detector = detector.name, detector
+
+    def prepare(self, fit: Sequence[Prepared], rng: np.random.Generator) -> None:
+        self.detector.fit(fit, rng)
+
+    def output(self, prepared: Prepared) -> Output:
+        return Output(self.detector.score(prepared), node_BN=self.detector.node_scores(prepared))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockInfo:
+    """Provenance written on every block."""
+
+    fold: int
+    model: str
+    seed: int
+    commit: str
+    learner_steps: int
+    executor_calls: int
+
+
+def window_block(suite: WindowSuite, methods: Sequence[Method], info: BlockInfo) -> tuple[Block, dict[str, list[Output]]]:
+    """Rows of every method on every family of a window suite, with oracle and macro rows.
+
+    Returns: the block, and each method's outputs per group (for figures and paired intervals)
+    """
+    hops = metrics.hops_from(np.stack([suite.test[0].prepared.case.f_bus, suite.test[0].prepared.case.t_bus]), suite.test[0].prepared.case.n_bus)  # fmt: skip
+    families = sorted({f for g in suite.test for f in g.families if f}, key=results.family_order)
+    rows: list[Row] = []
+    outputs: dict[str, list[Output]] = {}
+    for method in methods:
+        method.prepare(suite.fit, np.random.default_rng(info.seed))
+        threshold = metrics.threshold_for_fpr(np.concatenate([method.output(p).score_B for p in suite.validation]), FPR)
+        out = [method.output(group.prepared) for group in suite.test]
+        outputs[method.name] = out
+        negative = _windows(suite.test, out, "", hops)
+        own = [
+            results.row_from_scores(method.name, family, _windows(suite.test, out, family, hops), negative, threshold, fpr=FPR)
+            for family in families
+        ]  # fmt: skip
+        rows += [*own, results.macro_row(method.name, own)]
+    own = [results.oracle_row(family, _d_eff(suite.test, family), fpr=FPR) for family in families]
+    rows += [*own, results.macro_row(results.ORACLE, own)]
+    budget = {
+        "fpr": FPR, "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
+        "windows": float(sum(len(g.families) for g in suite.test)),
+    }  # fmt: skip
+    return Block(
+        suite="windows", fold=info.fold, case=suite.case, model=info.model, seed=info.seed, commit=info.commit,
+        budget=budget, rows=tuple(rows),
+    ), outputs  # fmt: skip
+
+
+def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, hops: object) -> ScoredWindows:
+    """All windows of a family ("" for the plausible ones) over the groups."""
+    score, prob, node, truth, kind, true_kind, d_eff = [], [], [], [], [], [], []
+    for group, out in zip(groups, outputs, strict=True):
+        for row, own in enumerate(group.families):
+            if own != family:
+                continue
+            score.append(out.score_B[row])
+            if out.prob_B is not None:
+                prob.append(out.prob_B[row])
+            if out.node_BN is not None:
+                node.append(out.node_BN[row])
+                truth.append(_places(group, row))
+            if out.type_B is not None:
+                kind.append(out.type_B[row])
+                true_kind.append(TYPES.index(own) if own else 0)
+            d_eff.append(group.d_eff[row])
+    attacked = bool(family)
+    return ScoredWindows(
+        score_B=np.array(score), prob_B=np.array(prob) if prob else None,
+        node_score=node if node and attacked else None, node_true=truth if node and attacked else None,
+        hops=[hops] * len(node) if node and attacked else None,  # type: ignore[list-item]
+        type_pred_B=np.array(kind) if kind and attacked else None,
+        type_true_B=np.array(true_kind) if kind and attacked else None,
+        d_eff_B=np.array(d_eff) if attacked else None,
+    )  # fmt: skip
+
+
+def _places(group: Group, row: int) -> np.ndarray:
+    """Affected buses; the ends of affected branches count, since a bus list is what an operator gets."""
+    label, case = group.labels[row], group.prepared.case
+    out = label.node_N.copy()
+    branches = np.flatnonzero(label.edge_E)
+    out[case.f_bus[branches]] = out[case.t_bus[branches]] = True
+    return out
+
+
+def _d_eff(groups: Sequence[Group], family: str) -> F64:
+    return np.array([d for g in groups for d, f in zip(g.d_eff, g.families, strict=True) if f == family])
+
+
+def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float) -> Block:
+    """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
+
+    Methods must have been prepared (window_block does that).
+    """
+    rows: list[Row] = []
+    families = sorted({e.family for d in suite.test for e in d.events}, key=results.family_order)
+    for method in methods:
+        benign = [method.output(day.prepared).score_B for day in suite.validation]
+        threshold = metrics.threshold_for_budget(benign, incidents_per_day, scans_per_day=suite.looks_per_day)
+        lines = [ScoredTimeline(score_S=method.output(d.prepared).score_B, events=d.events) for d in suite.test]
+        own = [
+            results.row_from_timelines(method.name, family, lines, threshold, scans_per_day=suite.looks_per_day)
+            for family in families
+        ]  # fmt: skip
+        pooled = results.row_from_timelines(method.name, POOLED, lines, threshold, scans_per_day=suite.looks_per_day)
+        rows += [*own, pooled, results.macro_row(method.name, own)]
+    budget = {
+        "incidents_per_day": incidents_per_day, "prevalence": suite.attacked_share, "days": float(len(suite.test)),
+        "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
+    }  # fmt: skip
+    return Block(
+        suite="timelines", fold=info.fold, case=suite.case, model=info.model, seed=info.seed, commit=info.commit,
+        budget=budget, rows=tuple(rows),
+    )  # fmt: skip
+
+
+def stop_check(block: Block, classical: Sequence[str]) -> list[str]:
+    """The benchmark must be neither trivial nor hopeless: classical tests below 80 %, oracle above 90 %.
+
+    Source: selfplay.md, section 19, stage 2. Returns: one line per finding, for the log and the report.
+    """
+    oracle = block.row(results.ORACLE)
+    lines = []
+    best = max(
+        ((row.balanced_accuracy, name) for name in classical if (row := block.row(name)) and row.balanced_accuracy is not None),
+        default=None,
+    )  # fmt: skip
+    if best is not None:
+        verdict = "ok" if best[0] < 0.8 else "TOO EASY: raise noise or lower meters"
+        lines.append(f"{block.case}: best classical test {best[1]} {best[0]:.3f} balanced accuracy (< 0.8): {verdict}")
+    if oracle is not None and oracle.balanced_accuracy is not None:
+        verdict = "ok" if oracle.balanced_accuracy > 0.9 else "TOO HARD: raise d_min"
+        lines.append(f"{block.case}: oracle ceiling {oracle.balanced_accuracy:.3f} (> 0.9): {verdict}")
+    return lines

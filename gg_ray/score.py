@@ -1,0 +1,135 @@
+"""Verdicts for windows, offline: the same judgement the live path will give.
+
+Flow:    windows_io, registry -> [score] -> Verdict records
+Source:  selfplay.md, section 6 (three-way verdict); verifier.md, section 7 (conformal p-value)
+Shapes:  B windows, N buses, E branches
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gg_ray.config import VerifierConfig
+from gg_ray.grid.meters import MeterPlan
+from gg_ray.learner import load_numpy, new_verifier
+from gg_ray.records import F64, TYPES, Verdict, Window
+from gg_ray.registry import Registry, RegistryError, Version
+from gg_ray.verifier.batch import from_arrays
+from gg_ray.verifier.features import SCHEMA, Featurizer, case_static
+from gg_ray.verifier.model import Verifier
+
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Benign validation scores (logits, ascending) and thresholds of a registered model."""
+
+    scores: F64
+    implausible: float
+    disturbance: float
+
+    def p_value(self, score: float) -> float:
+        """Conformal: (1 + number of benign scores at least as large) / (n + 1); never 0, never extrapolated."""
+        above = self.scores.size - int(np.searchsorted(self.scores, score, side="left"))
+        return (1 + above) / (self.scores.size + 1)
+
+
+def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibration, Version]:
+    """A registered Verifier, verified by hash.
+
+    Raises: RegistryError for an unknown reference, a damaged file or features of another schema.
+    """
+    version = registry.resolve(reference)
+    manifest = version.manifest
+    if int(manifest["feature_schema"]) != SCHEMA:
+        raise RegistryError(f"{version.id}: feature schema {manifest['feature_schema']}, this program has {SCHEMA}")
+    network = new_verifier(VerifierConfig(**version.architecture), 0)
+    load_numpy(network, registry.load_weights(version))
+    extra = manifest["extra"]["calibration"]
+    calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
+    return network.eval(), calibration, version
+
+
+def verdicts(
+    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str
+) -> list[Verdict]:
+    """One verdict per window, in order. Windows may mix grids, meters and lengths."""
+    featurizer = Featurizer()
+    return [_one(network, calibration, window, plan, featurizer, model) for window, plan in windows]
+
+
+@torch.inference_mode()
+def _one(
+    network: Verifier, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
+) -> Verdict:
+    prepared = featurizer.prepare([window], plan)
+    f = featurizer.features(prepared)
+    static = case_static(window.case)
+    batch = from_arrays(
+        static, node_BTNF=f.node_BTNF, edge_BTEF=f.edge_BTEF, xhat_BN2=f.xhat_BN2, meas_BN2=f.meas_BN2,
+        sigma_BN2=f.sigma_BN2, param_BE3=f.param_BE3,
+    )  # fmt: skip
+    out = network(batch)
+    score, disturbance = float(out.implausible[0]), float(out.disturbance[0])
+    case = prepared.case
+    if score >= calibration.implausible:
+        verdict = "implausible"
+    elif disturbance >= calibration.disturbance:
+        verdict = "disturbance"
+    else:
+        verdict = "normal"
+    node, edge = out.node.double().numpy(), out.edge.double().numpy()
+    suspect = verdict == "implausible"
+    kind = TYPES[int(out.type[0, 1:].argmax()) + 1] if suspect else "none"
+    buses = [int(i) for i in np.argsort(-node)[:TOP] if node[i] > 0] if suspect else []
+    branches = [int(i) for i in np.argsort(-edge)[:TOP] if edge[i] > 0] if suspect else []
+    names = case.branch_names
+    state = out.state_mu.double().numpy()
+    return Verdict(
+        case=window.case, time_ns=int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9), verdict=verdict,
+        p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
+        p_value=calibration.p_value(score), type=kind, buses=tuple(case.bus_names[i] for i in buses),
+        branches=tuple(names[i] for i in branches), onset_scan=_onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1,
+        corrected={f"{case.bus_names[i]}.v_pu": round(1.0 + float(state[i, 0]), 5) for i in buses}, model=model,
+    )  # fmt: skip
+
+
+def _onset(r_TM: F64, plan: MeterPlan, buses: Sequence[int], branches: Sequence[int]) -> int:
+    """First scan at which a meter of the suspected places leaves three sigma; the window's first scan where none does."""
+    layout = plan.layout
+    channels = [layout.bus_channels(b) for b in buses] + [layout.branch_channels(e) for e in branches]
+    if not channels:
+        return 0
+    meters = plan.at(np.concatenate(channels))
+    hit = np.flatnonzero((np.abs(r_TM[:, meters]) > 3.0).any(axis=1)) if meters.size else np.zeros(0)
+    return int(hit[0]) if hit.size else 0
+
+
+def as_json(verdict: Verdict) -> str:
+    """One JSON object per verdict, for `gg-ray score`."""
+    fields: dict[str, Any] = asdict(verdict)
+    return json.dumps(fields)
+
+
+def find_registry(runs: Path, run: str | None) -> Registry:
+    """The registry of a named run, or of the run that promoted last.
+
+    Raises: RegistryError if there is none.
+    """
+    if run is not None:
+        root = Path(run) if (Path(run) / "registry").is_dir() else runs / run
+        if not (root / "registry").is_dir():
+            raise RegistryError(f"run {run!r} has no registry; train it first (gg-ray train --name {Path(run).name})")
+        return Registry(root / "registry")
+    found = sorted(runs.glob("*/registry"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise RegistryError(f"no trained run under {runs}/; start with gg-ray train")
+    return Registry(found[-1])

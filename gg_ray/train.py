@@ -1,0 +1,185 @@
+"""The main job: self-play training, held-out evaluation, report, registration, promotion.
+
+Flow:    cli -> [train] -> selfplay.loop or actors.selfplay -> evaluate -> registry
+Source:  design.md, sections 2 and 6
+Run:     gg-ray train --config laptop
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from gg_ray.baselines.statistical import default_detectors
+from gg_ray.config import RunConfig
+from gg_ray.console import Display, make_console
+from gg_ray.evaluate import results
+from gg_ray.evaluate.job import Evaluation, evaluate
+from gg_ray.evaluate.look import QuickLook
+from gg_ray.evaluate.publish import publish
+from gg_ray.evaluate.report import text_table
+from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
+from gg_ray.learner import load_numpy, new_verifier
+from gg_ray.run_state import RunFolder
+from gg_ray.scenario.context import ContextSource, context_source
+from gg_ray.selfplay.buffer import Buffer
+from gg_ray.selfplay.game import Game
+from gg_ray.selfplay.loop import play as serial_play
+from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker
+from gg_ray.verifier.model import Verifier
+
+LOG = logging.getLogger(__name__)
+
+
+class Play(Protocol):
+    """Either loop: gg_ray.selfplay.loop.play or actors.selfplay.play."""
+
+    def __call__(
+        self, config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer, on_step: Callable[[Game, Any], None]
+    ) -> None: ...
+
+
+def run(config: RunConfig, out: Path, resume: str | None, play: Play = serial_play) -> int:
+    """One whole run; returns the exit code.
+
+    Args: out  run directory;  resume  None, "auto" or a checkpoint;  play  the loop (serial by default)
+    Raises: ConfigError, CheckpointError, ResourceError with the thing named; nothing is left half-written.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    folder = RunFolder(out, config)
+    start_from = folder.open(resume)
+    contexts = context_source(config.scenario.data_dir or None)
+    game, buffer = Game(config), Buffer(config)
+    spent = folder.restore(start_from, game, buffer) if start_from is not None else 0.0
+    began = time.monotonic() - spent
+    with ExitStack() as stack:
+        display = stack.enter_context(make_console(sys.stdout))
+        jsonl = JsonlTracker(folder.metrics)
+        if start_from is not None:
+            jsonl.truncate_after(game.step)
+            display.note(f"resumed from {start_from.name} at step {game.step}")
+        tracker = MultiTracker(jsonl, TensorBoardTracker(out / "tensorboard", purge_step=game.step))
+        stack.callback(tracker.close)
+        watcher = _Watcher(config, folder, contexts, display, tracker, began)
+        if game.step < config.selfplay.steps:
+            play(config, contexts, game, buffer, watcher)
+            folder.save(game, buffer, time.monotonic() - began)
+        trained_s = time.monotonic() - began
+        display.note(f"trained {game.step} steps in {trained_s:.0f} s; evaluating on held-out families, days and grids")
+        evaluation = _evaluate(config, contexts, game, play, display)
+        version = publish(out, config, game, evaluation, trained_s)
+    for block in evaluation.results.results:
+        sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
+    sys.stdout.write(f"\nreport {out}/report/report.md\n{version}\n")
+    return 0
+
+
+class _Watcher:
+    """What happens after each learner step: log, show, look, save."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, contexts: ContextSource, display: Display, tracker: MultiTracker,
+        began: float,
+    ) -> None:  # fmt: skip
+        self.config, self.folder, self.contexts = config, folder, contexts
+        self.display, self.tracker, self.began = display, tracker, began
+        self._look: QuickLook | None = None
+        self._last: dict[str, float] = {}
+        self._shown = 0.0
+
+    def __call__(self, game: Game, buffer: Any) -> None:
+        step, config = game.step, self.config
+        every = config.evaluate.every_steps
+        # In async mode the evaluator actor looks; here it would stop the learner.
+        if config.mode != "async" and every and step % every == 0:
+            self._last = self._look_now(game) | {"eval/step": float(step)}
+        metrics = game.metrics() | {f"replay/{k}": float(v) for k, v in buffer.stats().items() if isinstance(v, int | float)}
+        metrics = {_timed(name): value for name, value in (metrics | self._last).items()}
+        metrics["time/elapsed_s"] = time.monotonic() - self.began
+        metrics["time/scenarios_per_s"] = game.programs / max(1e-9, time.monotonic() - self.began)
+        self.tracker.log(step, metrics)
+        now = time.monotonic()
+        if now - self._shown > 1.0 or step == config.selfplay.steps:
+            self._shown = now
+            self.display.update(_snapshot(step, config, metrics, game))
+        if step % config.checkpoint.every_steps == 0 and step < config.selfplay.steps:
+            path = self.folder.save(game, buffer, time.monotonic() - self.began)
+            self.display.note(f"checkpoint {path.name}")
+
+    def _look_now(self, game: Game) -> dict[str, float]:
+        if self._look is None:
+            self._look = QuickLook(self.config, self.contexts)
+        return self._look.look(game.learner.average)
+
+
+def _timed(name: str) -> str:
+    """Clock-dependent figures carry the time/ prefix, so that two runs can be compared without them."""
+    return f"time/{name}" if name.endswith("blocked_insert_s") or name.endswith("blocked_sample_s") else name
+
+
+def _snapshot(step: int, config: RunConfig, metrics: dict[str, float], game: Game) -> dict[str, Any]:
+    """The fields of the live table (console.py)."""
+    skill = {name[6:]: value for name, value in metrics.items() if name.startswith("skill/")}
+    rates = list(game.solver_rate.values())
+    return {
+        "step": step, "steps": config.selfplay.steps,
+        "actors": {role: int(metrics.get(f"actors/{role}", 1)) for role in ("proposers", "solvers")},
+        "scenarios_per_s": metrics["time/scenarios_per_s"],
+        "gates": {name[5:]: value for name, value in metrics.items() if name.startswith("gate/")},
+        "families": {name: {"solve": value, "learnability": 1.0 - value} for name, value in skill.items()},
+        "replay_fill": metrics.get("replay/fill_bytes_share", 0.0),
+        "samples_per_insert": metrics.get("replay/samples_per_insert", 0.0),
+        "learner_wait_share": metrics.get("time/learner_wait_share", 0.0),
+        "policy_lag": metrics.get("time/policy_lag_p95", 0.0),
+        "losses": {name[5:]: value for name, value in metrics.items() if name.startswith("loss/")},
+        "evaluation": {name[5:]: value for name, value in metrics.items() if name.startswith("eval/")},
+        "solver success": float(np.mean(rates)) if rates else 0.0,
+    }  # fmt: skip
+
+
+def methods_for(config: RunConfig, network: Verifier, control: Verifier | None) -> list[Method]:
+    """Rows of every table: ours, the same network on uniform scenarios, untrained, random and the classical tests."""
+    out: list[Method] = [NetworkMethod(results.VERIFIER, network)]
+    if control is not None:
+        out.append(NetworkMethod(results.UNIFORM, control))
+    out.append(NetworkMethod(results.UNTRAINED, new_verifier(config.verifier, config.seed + 1)))
+    if config.evaluate.baselines:
+        out += [DetectorMethod(detector) for detector in default_detectors(config.seed)]
+    return out
+
+
+def _evaluate(config: RunConfig, contexts: ContextSource, game: Game, play: Play, display: Display) -> Evaluation:
+    control = None
+    if config.evaluate.uniform_control and config.selfplay.arm == "selfplay":
+        display.note("training the control: same network, uniform scenarios, same steps and executor budget")
+        control = train_control(config, contexts, play)
+    network = copy.deepcopy(game.learner.average)
+    load_numpy(network, game.learner.weights())
+    return evaluate(
+        config, contexts, methods_for(config, network.cpu(), control), learner_steps=game.step, executor_calls=game.solves,
+        model=config.name, note=display.note,
+    )  # fmt: skip
+
+
+def train_control(config: RunConfig, contexts: ContextSource, play: Play) -> Verifier:
+    """The same Verifier on uniform + gate + twins: equal learner steps, and by the limiter equal executor calls."""
+    arm = replace(
+        config, selfplay=replace(config.selfplay, arm="uniform"), actors=replace(config.actors, solvers=0),
+        evaluate=replace(config.evaluate, every_steps=0),
+    )  # fmt: skip
+    game = Game(arm)
+    play(arm, contexts, game, Buffer(arm), lambda _game, _buffer: None)
+    return game.learner.average.cpu()
+
+

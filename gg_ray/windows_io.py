@@ -1,0 +1,164 @@
+"""Telemetry windows as files: Arrow or Parquet for machines, JSON for hands.
+
+Flow:    executor, users -> [windows_io] -> score
+Source:  physics.md, section 11; design.md decision 11 (no pickle is read)
+Shapes:  T scans, M meters, E branches
+
+One row (or JSON object) is one window. A file names its own meters, so it needs no metering plan of ours:
+case, t0_ns, step_s, channels [M] (full-layout positions), sigma [M], z [T*M] row-major with nulls where nothing arrived,
+age [T*M] (optional), status [T*E] (optional: all in service), tap [E], x_scale [E] (optional: as published).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gg_ray.grid.cases import CaseError, GridCase, load_case
+from gg_ray.grid.meters import MeterPlan, layout_of
+from gg_ray.records import F64, Window
+
+EXTERNAL_PLAN = -1
+MAX_SCANS = 10_000
+_PLAUSIBLE_V_PU = (0.0, 2.0)
+
+
+class WindowFileError(ValueError):
+    """A file or window that cannot be read; the message names the file, the row, the field and the way out."""
+
+
+def write_windows(path: Path, windows: Sequence[tuple[Window, MeterPlan]]) -> Path:
+    """Write windows with their meters; the suffix (.parquet, .arrow, .json) picks the form."""
+    rows = [_row(window, plan) for window, plan in windows]
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, allow_nan=False))
+    elif path.suffix in (".parquet", ".arrow"):
+        table = pa.Table.from_pylist(rows)
+        if path.suffix == ".parquet":
+            pq.write_table(table, path, compression="zstd")
+        else:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+    else:
+        raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
+    return path
+
+
+def _row(window: Window, plan: MeterPlan) -> dict[str, Any]:
+    return {
+        "case": window.case, "t0_ns": int(window.t0_ns), "step_s": float(window.step_s),
+        "channels": plan.channels.tolist(), "sigma": plan.sigma.tolist(),
+        "z": [None if np.isnan(v) else float(v) for v in window.z_TM.ravel()],
+        "age": window.age_TM.ravel().tolist(), "status": window.status_TE.ravel().tolist(),
+        "tap": window.tap_E.tolist(), "x_scale": window.x_scale_E.tolist(),
+        "moves": json.dumps([list(move) for move in window.moves]),
+    }  # fmt: skip
+
+
+def read_windows(path: Path) -> list[tuple[Window, MeterPlan]]:
+    """Read and check a file of windows.
+
+    Raises: WindowFileError for a missing, torn or foreign file, an unknown grid, a wrong shape, an impossible value.
+    """
+    if not path.is_file():
+        raise WindowFileError(f"{path}: no such file")
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text())
+        elif path.suffix == ".parquet":
+            rows = pq.read_table(path).to_pylist()
+        elif path.suffix == ".arrow":
+            with pa.OSFile(str(path), "rb") as source:
+                table = pa.ipc.open_file(source).read_all()
+            table.validate(full=True)
+            rows = table.to_pylist()
+        else:
+            raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
+    except (json.JSONDecodeError, pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise WindowFileError(f"{path.name}: not readable as {path.suffix[1:]} ({error})") from error
+    if isinstance(rows, dict):
+        rows = [rows]
+    if not isinstance(rows, list) or not rows:
+        raise WindowFileError(f"{path.name}: no windows in it")
+    return [_window(row, f"{path.name}, window {index}") for index, row in enumerate(rows)]
+
+
+def _window(row: Mapping[str, Any], where: str) -> tuple[Window, MeterPlan]:
+    try:
+        case = load_case(str(_field(row, "case", where)))
+    except CaseError as error:
+        raise WindowFileError(f"{where}: {error}") from error
+    channels = _array(row, "channels", where).astype(np.int64)
+    layout = layout_of(case)
+    if channels.size == 0 or channels.min() < 0 or channels.max() >= layout.size or np.any(np.diff(channels) <= 0):
+        raise WindowFileError(f"{where}: channels must ascend within 0..{layout.size - 1}")
+    sigma = _array(row, "sigma", where)
+    if sigma.shape != channels.shape or not (np.isfinite(sigma) & (sigma > 0)).all():
+        raise WindowFileError(f"{where}: sigma needs {channels.size} positive numbers")
+    z = _array(row, "z", where)
+    if z.size == 0 or z.size % channels.size:
+        raise WindowFileError(f"{where}: z has {z.size} values, not a multiple of {channels.size} meters")
+    z = z.reshape(-1, channels.size)
+    scans = z.shape[0]
+    if scans > MAX_SCANS:
+        raise WindowFileError(f"{where}: {scans} scans; at most {MAX_SCANS}")
+    _plausible(z, channels, case, where)
+    age = _optional(row, "age", (scans, channels.size), np.zeros((scans, channels.size)), where)
+    status = _optional(row, "status", (scans, case.n_branch), np.ones((scans, case.n_branch)), where)
+    tap = _optional(row, "tap", (case.n_branch,), case.tap, where)
+    x_scale = _optional(row, "x_scale", (case.n_branch,), np.ones(case.n_branch), where)
+    moves = tuple((int(b), float(r), int(t)) for b, r, t in json.loads(row.get("moves") or "[]"))
+    index_of = np.full(layout.size, -1, dtype=np.int64)
+    index_of[channels] = np.arange(channels.size)
+    ones = np.ones(channels.size, dtype=np.int64)
+    plan = MeterPlan(
+        case=case.name, plan_id=EXTERNAL_PLAN, kappa=channels.size / layout.size, channels=channels, index_of=index_of,
+        sigma=sigma, period=ones, phase=0 * ones, missing_rate=0.0, n_bus=case.n_bus, n_branch=case.n_branch,
+    )  # fmt: skip
+    window = Window(
+        case=case.name, plan_id=EXTERNAL_PLAN, t0_ns=int(row.get("t0_ns") or 0), step_s=float(row.get("step_s") or 60.0),
+        z_TM=z, age_TM=np.where(np.isnan(z), 255, age).astype(np.uint8), status_TE=status.astype(np.uint8), tap_E=tap,
+        x_scale_E=x_scale, moves=moves,
+    )  # fmt: skip
+    return window, plan
+
+
+def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in row or row[name] is None:
+        raise WindowFileError(f"{where}: field {name!r} is missing")
+    return row[name]
+
+
+def _array(row: Mapping[str, Any], name: str, where: str) -> F64:
+    values = _field(row, name, where)
+    try:
+        out = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise WindowFileError(f"{where}: {name} is not a list of numbers") from error
+    if np.isinf(out).any():
+        raise WindowFileError(f"{where}: {name} holds an infinite value; use null for a reading that did not arrive")
+    return out
+
+
+def _optional(row: Mapping[str, Any], name: str, shape: tuple[int, ...], default: F64, where: str) -> F64:
+    if row.get(name) is None:
+        return default
+    out = _array(row, name, where)
+    if out.size != int(np.prod(shape)) or np.isnan(out).any():
+        raise WindowFileError(f"{where}: {name} needs {int(np.prod(shape))} numbers, has {out.size}")
+    return out.reshape(shape)
+
+
+def _plausible(z: F64, channels: np.ndarray[Any, Any], case: GridCase, where: str) -> None:
+    """Per-unit check: a voltage in kV or a power in MW is a unit mistake of the file, not an anomaly of the grid."""
+    volts = z[:, channels < case.n_bus]
+    if volts.size and not np.isnan(volts).all():
+        middle = float(np.nanmedian(volts))
+        if not _PLAUSIBLE_V_PU[0] < middle < _PLAUSIBLE_V_PU[1]:
+            raise WindowFileError(f"{where}: median voltage {middle:.4g} is not in p.u.; divide by the nominal kV")
