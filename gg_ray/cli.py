@@ -10,21 +10,21 @@ A command is a function from its arguments to an exit code, listed in COMMANDS. 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from gg_ray.config import ConfigError, RunConfig
 from gg_ray.config_io import did_you_mean, dump, load
+from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
 """Real GB data beside a checkout; taken when it exists and GG_DATA_DIR does not say otherwise."""
@@ -37,8 +37,6 @@ TRAIN_ALIASES = {
     "--device": "--learner.device",
 }
 """Short forms of the settings that are changed most."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class TrainOptions:
 
 def train(args: Sequence[str]) -> int:
     """`gg-ray train`: resolve the settings and start (or resume) a run."""
-    config_name = _last_value(args, "--config") or TrainOptions.config
+    config_name = last_value(args, "--config") or TrainOptions.config
     defaults = TrainOptions(config=config_name, run=load(config_name))
     options = parse(TrainOptions, args, prog="gg-ray train", default=defaults, aliases=TRAIN_ALIASES)
     config = with_data_dir(options.run, os.environ, DATA_DIR)
@@ -103,6 +101,158 @@ def doctor(args: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Suites and baselines on a registered model; writes results.json, tables and figures."""
+
+    model: str = "champion"
+    """champion, challenger, latest or a version such as v3."""
+    suite: str = "quick"
+    """quick (windows and timelines), windows or timelines."""
+    run: str | None = None
+    """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given."""
+    out: Path | None = None
+    """Where results.json and report.md go; RUN/evaluation when not given."""
+    cases: tuple[str, ...] = ()
+    """Grids; those of the run when not given."""
+    windows: int | None = None
+    """Gated windows per family."""
+    days: int | None = None
+    """Test days per grid."""
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """`gg-ray evaluate`: the frozen suites on a registered model."""
+    options = parse(EvaluateOptions, args, prog="gg-ray evaluate")
+    from gg_ray.commands import evaluate_model
+
+    return evaluate_model(
+        options.model, options.suite, options.run, options.out, options.cases, options.windows, options.days,
+        lambda config: with_data_dir(config, os.environ, DATA_DIR),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Verdicts for windows in Parquet, Arrow or JSON files; one JSON object per window on standard output."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Files of windows (gg_ray.windows_io says what a row holds)."""
+    model: str = "champion"
+    run: str | None = None
+    """Run whose registry holds the model; the last trained one when not given."""
+
+
+def score(args: Sequence[str]) -> int:
+    """`gg-ray score FILE…`: offline verdicts."""
+    options = parse(ScoreOptions, args, prog="gg-ray score")
+    from gg_ray.commands import score_files
+
+    return score_files(options.files, options.model, options.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions:
+    """Registered versions of a run, with aliases and headline figures."""
+
+    run: str | None = None
+
+
+def models(args: Sequence[str]) -> int:
+    """`gg-ray models`: what is registered."""
+    options = parse(ModelsOptions, args, prog="gg-ray models")
+    from gg_ray.commands import list_models
+
+    return list_models(options.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteOptions:
+    """Point an alias at a version; refused where the promotion gate finds a reason against it."""
+
+    version: tyro.conf.Positional[str]
+    alias: str = "champion"
+    run: str | None = None
+    force: bool = False
+    """Skip the gate."""
+
+
+def promote(args: Sequence[str]) -> int:
+    """`gg-ray promote VERSION`: move an alias."""
+    options = parse(PromoteOptions, args, prog="gg-ray promote")
+    from gg_ray.commands import promote_version
+
+    return promote_version(options.version, options.alias, options.run, options.force)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusOptions:
+    """What a run did last: step, speed, losses, last evaluation, checkpoints."""
+
+    run: tyro.conf.Positional[str] = ""
+    """Run name or path; the most recent one when not given."""
+
+
+def status(args: Sequence[str]) -> int:
+    """`gg-ray status`: the state of a run from its files."""
+    options = parse(StatusOptions, args, prog="gg-ray status")
+    from gg_ray.commands import show_status
+
+    return show_status(options.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """A named performance benchmark; prints a table and, last, one JSON line."""
+
+    name: tyro.conf.Positional[str]
+    """scenarios, residual, replay, selfplay or verifier."""
+    case: str | None = None
+    """Grid, where the benchmark takes one."""
+    buses: int = 10_000
+    scans: int = 48
+    seed: int = 0
+
+
+def bench(args: Sequence[str]) -> int:
+    """`gg-ray bench NAME`: rates per second, milliseconds of CPU on one thread unless named wall_."""
+    options = parse(BenchOptions, args, prog="gg-ray bench")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    runners: dict[str, Callable[[], dict[str, Any]]] = {
+        "scenarios": lambda: _bench("scenarios").run(case=options.case or "gb", seed=options.seed),
+        "residual": lambda: _bench("residual").run(case=options.case or "activsg10k", seed=options.seed),
+        "replay": lambda: _bench("replay").run(seed=options.seed) | _actor_bench().replay_actor(options.seed),
+        "selfplay": lambda: _actor_bench().selfplay(options.seed),
+        "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
+    }
+    if options.name not in runners:
+        raise ConfigError(f"unknown benchmark {options.name!r}{did_you_mean(options.name, runners) or ''}")
+    import torch
+
+    from gg_ray.evaluate.results import git_commit, machine_info
+
+    torch.set_num_threads(1)
+    found = runners[options.name]()
+    width = max(len(name) for name in found)
+    for name, value in found.items():
+        sys.stdout.write(f"{name:<{width}}  {value if not isinstance(value, float) else format(value, '.4g')}\n")
+    found |= {"bench": options.name, "machine": machine_info(), "commit": git_commit(), "seed": options.seed}
+    sys.stdout.write(json.dumps(found) + "\n")
+    return 0
+
+
+def _bench(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"gg_ray.bench.{name}")
+
+
+def _actor_bench() -> Any:
+    from actors import bench as actor_bench
+
+    return actor_bench
+
+
 class Command(NamedTuple):
     """A line of `gg-ray --help` and what it runs."""
 
@@ -112,8 +262,20 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "train": Command("self-play training; writes a run directory", train),
+    "evaluate": Command("suites and baselines on a registered model", evaluate),
+    "score": Command("verdicts for files of windows", score),
+    "models": Command("registered versions of a run", models),
+    "promote": Command("move an alias (champion, challenger) to a version", promote),
+    "status": Command("state of a run from its files", status),
+    "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }
+FAILURES: tuple[str, ...] = (
+    "CheckpointError", "RegistryError", "PromotionRefused", "WindowFileError", "CaseError", "SessionError",
+    "ResourceError", "PoolError", "SuiteError", "HistoryError", "ContextError", "SegmentError", "ReplayError",
+    "ReplayLost",
+)  # fmt: skip
+"""Errors whose message is meant for the user: printed without a traceback, exit code 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +296,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"gg-ray: error: {error}\n")
         return 2
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ not in FAILURES:
+            raise
+        sys.stderr.write(f"gg-ray: error: {error}\n")
+        return 2 if type(error).__name__ in ("SuiteError", "CaseError") else 1
     except SystemExit as stop:  # tyro ends --help with 0 and bad values with 2
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # `gg-ray train --help | head`: nobody reads on, and the flush at exit must not complain
@@ -142,53 +309,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("gg-ray: interrupted\n")
         return 130
-
-
-def parse(
-    cls: type[T],
-    args: Sequence[str],
-    *,
-    prog: str,
-    default: T | None = None,
-    aliases: Mapping[str, str] | None = None,
-) -> T:
-    """Options dataclass from arguments, with one style of error for every command.
-
-    Args:    cls  a dataclass;  default  an instance whose values stand where no option is given;
-             aliases  short option -> full option
-    Returns: an instance of cls. Raises: ConfigError for an unknown option (with the nearest one) or a refused value;
-             SystemExit from tyro for --help and for values that do not parse, already explained on stderr.
-    """
-    full = _expand(args, set(options_of(cls)), aliases or {})
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=full, prog=prog, default=tyro.MISSING_NONPROP if default is None else default)
-    except SystemExit as stop:
-        # a settings dataclass refused a value: tyro holds the reason in its chain of exceptions, inside a box of text
-        cause: BaseException | None = stop
-        while cause is not None:
-            if isinstance(cause, ConfigError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        sys.stderr.write(said.getvalue())
-        raise
-
-
-def options_of(cls: type, prefix: str = "") -> Iterator[str]:
-    """Long options that tyro makes of a dataclass, such as `--scenario.d-min` and `--evaluate.no-baselines`."""
-    hints = get_type_hints(cls, include_extras=True)
-    for item in dataclasses.fields(cls):
-        hint: Any = hints[item.name]
-        hidden = any(getattr(part, "name", None) == "" for part in getattr(hint, "__metadata__", ()))
-        inner = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-        name = item.name.replace("_", "-")
-        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-            yield from options_of(inner, prefix if hidden else f"{prefix}{name}.")
-        else:
-            yield f"--{prefix}{name}"
-            if inner is bool:
-                yield f"--{prefix}no-{name}"
 
 
 def with_data_dir(config: RunConfig, env: Mapping[str, str], beside: Path) -> RunConfig:
@@ -209,33 +329,6 @@ def with_data_dir(config: RunConfig, env: Mapping[str, str], beside: Path) -> Ru
     if place == named:
         return config
     return dataclasses.replace(config, scenario=dataclasses.replace(config.scenario, data_dir=place))
-
-
-def _expand(args: Sequence[str], known: set[str], aliases: Mapping[str, str]) -> list[str]:
-    """Arguments with aliases written out; an option that does not exist is refused here, with the nearest one."""
-    full: list[str] = []
-    for arg in args:
-        if not arg.startswith("--") or arg == "--":
-            full.append(arg)
-            continue
-        option, equals, value = arg.partition("=")
-        option = option.replace("_", "-")
-        option = option if option in known else aliases.get(option, option)
-        if option not in known and option != "--help":
-            raise ConfigError(f"unknown option {option}{did_you_mean(option, sorted({*known, *aliases}))}")
-        full.append(f"{option}{equals}{value}")
-    return full
-
-
-def _last_value(args: Sequence[str], option: str) -> str | None:
-    """Value of an option that is needed before the others can be parsed (`--config X` or `--config=X`)."""
-    found = None
-    for i, arg in enumerate(args):
-        if arg == option and i + 1 < len(args):
-            found = args[i + 1]
-        elif arg.startswith(f"{option}="):
-            found = arg.partition("=")[2]
-    return found
 
 
 def _usage() -> str:

@@ -113,6 +113,7 @@ class Registry:
         if not _NAME.fullmatch(name):
             raise RegistryError(f"model name {name!r}: use letters, digits, _ and -")
         self.name = name
+        self.root = root
         self.folder = root / "models" / name
 
     # ------------------------------------------------------------ write

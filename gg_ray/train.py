@@ -26,7 +26,7 @@ from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
 from gg_ray.evaluate.job import Evaluation, evaluate
 from gg_ray.evaluate.look import QuickLook
-from gg_ray.evaluate.publish import publish
+from gg_ray.publish import publish
 from gg_ray.evaluate.report import text_table
 from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
 from gg_ray.learner import load_numpy, new_verifier

@@ -116,6 +116,7 @@ def test_the_default_number_of_steps_is_enough(name: str, level: float) -> None:
 def test_absent_readings_have_no_influence_and_give_no_residual() -> None:
     case, plan, estimator = set_up("case57")
     z, _ = clean("case57", 1.0, 6)
+    everything, _ = estimator.estimate(z)
     gone = np.random.default_rng(2).random(z.shape) < 0.2
     z[gone] = np.nan
     v, r = estimator.estimate(z)
@@ -130,7 +131,8 @@ def test_absent_readings_have_no_influence_and_give_no_residual() -> None:
                     period=plan.period[kept], phase=plan.phase[kept])  # fmt: skip
     want, _ = Estimator(case, fewer, steps=40).estimate(z[[row]][:, kept])
     got, _ = Estimator(case, plan, steps=40).estimate(z[[row]])
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert np.abs(got - want).max() < 1e-4  # where both stop iterating
+    assert np.abs(v - everything)[row].max() > 5e-4  # with those meters the estimate was another
     nothing, flat = estimator.estimate(np.full((1, plan.size), np.nan))
     assert (flat == 0).all()
     assert np.abs(np.abs(nothing[0]) - np.abs(case.v0)).max() < 0.05  # the prior alone leads near the base state
@@ -142,8 +144,8 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     v, r = estimator.estimate(z)
     for row in range(4):
         v_alone, r_alone = estimator.estimate(z[[row]])
-        np.testing.assert_allclose(v[[row]], v_alone, atol=1e-9)
-        np.testing.assert_allclose(r[[row]], r_alone, atol=1e-6)
+        assert np.abs(v[[row]] - v_alone).max() < 1e-4  # rows of a batch stop together: not bit for bit
+        assert np.abs(r[[row]] - r_alone).max() < 0.05
 
 
 def test_a_declared_outage_leaves_clean_residuals_and_an_undeclared_one_does_not() -> None:

@@ -13,7 +13,6 @@ anomaly leads away from everything plausible: d^2 = a' (R + J Q J')^-1 a = min o
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -278,7 +277,7 @@ class Estimator:
     a chord with the wrong level or topology converges too slowly to be called converged.
 
     Invariant: factors belong to (case, plan); absent readings have no influence; twelve steps at most bring the update far
-    below the meter noise on every shipped grid (tested). Large grids keep the base topology and take sixteen steps for outages.
+    below the meter noise on every shipped grid (tested). Large grids keep the base topology and take twice as many for outages.
     """
 
     def __init__(self, case: GridCase, plan: MeterPlan, steps: int = 12) -> None:
@@ -354,14 +353,19 @@ class Estimator:
         centre[:, : 2 * n] *= scale[:, None]
         x = np.tile(np.concatenate([point.theta, point.vm]), (rows, 1))
         memory = _Anderson()
+        live = np.arange(rows)
         for _ in range(steps):
-            h = measure(case, x[:, n:] * np.exp(1j * x[:, :n]), y, status_RE)
-            misfit = np.where(present, z - h[:, channels], 0.0)
-            step = gain.solve(gain.gradient(misfit, centre - h[:, gain.pseudo_channels])).T
-            x = memory.next(x, np.clip(step, -0.5, 0.5))
-            if np.abs(step).max() < _SETTLED:
-                break
+            h = measure(case, x[live, n:] * np.exp(1j * x[live, :n]), y, None if status_RE is None else status_RE[live])
+            misfit = np.where(present[live], z[live] - h[:, channels], 0.0)
+            step = gain.solve(gain.gradient(misfit, centre[live] - h[:, gain.pseudo_channels])).T
+            x[live] = memory.next(x[live], np.clip(step, -0.5, 0.5))
             x[:, n:] = np.clip(x[:, n:], 0.3, 1.7)
+            # Each row stops by itself: its result must not depend on the rows it is batched with.
+            moving = np.abs(step).max(axis=1) >= _SETTLED
+            if not moving.any():
+                break
+            live = live[moving]
+            memory.keep(moving)
         theta, vm = x[:, :n], x[:, n:]
         v = vm * np.exp(1j * theta)
         h = measure(case, v, y, status_RE)[:, channels]
@@ -373,7 +377,8 @@ class Estimator:
             return np.ones(z_RM.shape[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a row without any injection reading
-            scale = np.nanmedian(z_RM[:, self._scaling] / self._scaling_base, axis=1)
+            ratio = z_RM[:, self._scaling] / self._scaling_base
+            scale = np.nanmedian(np.where(np.isfinite(ratio), ratio, np.nan), axis=1)
         return np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0)
 
 
@@ -387,6 +392,10 @@ class _Anderson:
     def __init__(self) -> None:
         self._x: list[F64] = []
         self._f: list[F64] = []
+
+    def keep(self, rows: Bool) -> None:
+        """Forget the rows that have settled."""
+        self._x, self._f = [x[rows] for x in self._x], [f[rows] for f in self._f]
 
     def next(self, x_RX: F64, f_RX: F64) -> F64:
         """The next iterate from the present one and its plain step."""
@@ -405,24 +414,24 @@ def _without(y: BranchAdmittance, status_E: Bool) -> BranchAdmittance:
     return BranchAdmittance(y.yff * status_E, y.yft * status_E, y.ytf * status_E, y.ytt * status_E)
 
 
-@functools.lru_cache(maxsize=16)
-def _solved_levels(name: str) -> tuple[C128, ...]:
-    from gg_ray.grid.cases import load_case
-    from gg_ray.grid.powerflow import PowerFlow
-
-    case = load_case(name)
-    levels = np.array(LEVELS)[:, None]
-    solution = PowerFlow(case).solve(
-        case.load_p * levels, case.load_q * levels, case.gen_p * levels, np.tile(case.gen_v, (len(LEVELS), 1))
-    )  # fmt: skip
-    # A level that does not converge is left out; the base state (level 1) is there by construction.
-    kept = [v for v, ok in zip(solution.v_RN[:-1], solution.converged_R[:-1], strict=True) if ok]
-    return (*(kept if len(kept) == len(LEVELS) - 1 else []), case.v0)
-
-
 def _operating_points(case: GridCase) -> tuple[C128, ...]:
-    """States at LEVELS (all of them, or the base state alone)."""
-    return _solved_levels(case.name)
+    """States at LEVELS (all of them, or the base state alone where one does not converge); cached per case."""
+    key = case.sha256()
+    if key not in _POINTS:
+        from gg_ray.grid.powerflow import PowerFlow
+
+        levels = np.array(LEVELS)[:, None]
+        solution = PowerFlow(case).solve(
+            case.load_p * levels, case.load_q * levels, case.gen_p * levels, np.tile(case.gen_v, (len(LEVELS), 1))
+        )  # fmt: skip
+        lower = tuple(solution.v_RN[:-1]) if solution.converged_R[:-1].all() else ()
+        if len(_POINTS) >= 16:
+            _POINTS.pop(next(iter(_POINTS)))
+        _POINTS[key] = (*lower, case.v0)
+    return _POINTS[key]
+
+
+_POINTS: dict[str, tuple[C128, ...]] = {}
 
 
 class LinearFlow:

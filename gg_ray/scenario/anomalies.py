@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.estimation import Innovation, LinearFlow
 from gg_ray.grid.meters import STALE_RATE, MeterPlan, measure
-from gg_ray.grid.ybus import branch_admittance, branch_flows
+from gg_ray.grid.ybus import BranchAdmittance, branch_admittance, branch_flows
 from gg_ray.records import F64, I64, Event
 from gg_ray.scenario.attacks import Area, Attacker, direction
 from gg_ray.scenario.worlds import LONGEST_WINDOW, Fleet, Readings, active_scans
@@ -265,10 +265,13 @@ def _noise_inflation(scene: Scene, event: Event) -> Alteration:
 
 
 def _spike(scene: Scene, event: Event) -> Alteration:
+    """One scan; on a slowly polled meter the next scan that is read, or it would never arrive."""
     meters = meters_of(scene.plan, event)
+    meter = int(meters[0])
+    at = event.onset + int(-(event.onset + scene.plan.phase[meter]) % scene.plan.period[meter])
     shift = np.zeros((scene.h_TM.shape[0], 1))
-    shift[event.onset] = scene.sign * scene.plan.sigma[meters]
-    return _data(scene, event, meters, shift, slice(event.onset, event.onset + 1))
+    shift[at] = scene.sign * scene.plan.sigma[meters]
+    return _data(scene, event, meters, shift, slice(at, at + 1))
 
 
 # --- topology families -----------------------------------------------------------------------------------------------
@@ -334,22 +337,20 @@ def _undeclared_line_outage(scene: Scene, event: Event) -> Alteration:
 def _wrong_tap(scene: Scene, event: Event) -> Alteration:
     """The declared ratio differs from the true one for the whole window after the (wrong) declaration."""
     branch = event.target - scene.case.n_bus
-    return _declared(scene, event, branch, lambda m: {"tap": float(scene.case.tap[branch] * (1 + m))}, (-TAP_LIMIT, TAP_LIMIT))
+    return _declared(scene, event, branch, tap=float(scene.case.tap[branch] * (1 + scene.sign * _PROBE)))
 
 
 def _wrong_line_parameter(scene: Scene, event: Event) -> Alteration:
     branch = event.target - scene.case.n_bus
-    return _declared(scene, event, branch, lambda m: {"x_scale": 1 + m}, PARAMETER_LIMIT)
+    return _declared(scene, event, branch, x_scale=1.0 + scene.sign * _PROBE)
 
 
-def _declared(scene: Scene, event: Event, branch: int, model: object, limits: tuple[float, float]) -> Alteration:
+def _declared(scene: Scene, event: Event, branch: int, tap: float | None = None, x_scale: float = 1.0) -> Alteration:
     """Sized by probing: the executor scales the probe linearly, then asks `resize` for the exact model."""
     when = _model_scans(scene, event)
     true = _end_powers(scene.case, scene.v_TN, branch)
-    keys = model(scene.sign * _PROBE)  # type: ignore[operator]
-    predicted = _end_powers(scene.case, scene.v_TN, branch, **keys)
-    probe = _mismatch(scene, branch, when, true, predicted)
-    return probe
+    predicted = _end_powers(scene.case, scene.v_TN, branch, tap, x_scale)
+    return _mismatch(scene, branch, when, true, predicted)
 
 
 def _model_scans(scene: Scene, event: Event) -> slice:
@@ -459,7 +460,7 @@ def _strong(effect: F64) -> NDArray[np.bool_]:
 
 
 def _replay(scene: Scene, event: Event) -> Alteration:
-    """Every meter of an area plays back a recording of another, self-consistent hour (the executor solves that hour)."""
+    """Every meter of an area plays back a recording of another, self-consistent hour (solved by the executor)."""
     when, shape = _gate(scene, event)
     plan = scene.plan
     meters = _area_meters(scene, scene.fleet.area(event.target, event.support))
@@ -527,7 +528,7 @@ def _fdia_place(plan: MeterPlan, area: Area, meters: I64) -> dict[str, tuple[int
     return {"buses": tuple(sorted({*where["buses"], *(int(b) for b in area.interior)})), "branches": where["branches"]}
 
 
-def _attacker_model(case: GridCase, sign: float) -> object:
+def _attacker_model(case: GridCase, sign: float) -> BranchAdmittance:
     """Branch admittances with every reactance off by +-8 % in a fixed pattern: what a poorly informed attacker has."""
     wobble = 1.0 + 0.08 * np.where((np.arange(case.n_branch) * 2654435761 >> 7) % 2 == 0, sign, -sign)
     return branch_admittance(case, x_scale=wobble)
@@ -542,7 +543,7 @@ def _out_of_bounds(scene: Scene, event: Event, when: slice) -> Alteration:
 
 def _coordinated(scene: Scene, event: Event) -> Alteration:
     """An undeclared outage whose surroundings keep showing the world in which it did not happen."""
-    case, plan = scene.case, scene.plan
+    case = scene.case
     branch, when = _to_end(scene, event)
     ends = np.array([case.f_bus[branch], case.t_bus[branch]])
     area = np.unique(np.concatenate([scene.fleet.area(int(bus), event.support) for bus in ends]))

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.grid.cases import GridCase
-from gg_ray.grid.hierarchy import hop_distance
 from gg_ray.grid.ybus import ybus
-from gg_ray.records import F64, I64
+from gg_ray.records import F64, I64, Bool
+from gg_ray.scenario.worlds import Neighbourhood
 
 C128 = NDArray[np.complex128]
 MAX_LOAD_SHARE = 0.2
 """Credibility bound: no bus's demand may appear changed by more than this share of its local size."""
-_MAX_INTERIOR = 24
+_MAX_INTERIOR = 64
+"""Dense Newton steps on twice as many states per scan; `gb` has passive stretches of dozens of buses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +39,33 @@ class Attacker:
     def __init__(self, case: GridCase) -> None:
         self.case = case
         self.y = ybus(case)
+        self._near = Neighbourhood(case)
         self._passive = (case.load_p == 0) & (case.load_q == 0)
         self._passive[case.gen_bus] = False
 
     def area(self, bus: int, hops: int) -> Area | None:
-        """The ball around a bus, grown so that no boundary bus is a zero-injection bus; None if it swallows the slack.
+        """The largest ball around a bus, of at most `hops`, that injections can enclose; None if there is none.
+
+        Transmission grids have wide stretches without any injection, where a smaller ball is all that can be enclosed.
+        """
+        distance = self._near.hops(bus)
+        for radius in range(hops, -1, -1):
+            found = self._enclose(distance <= radius)
+            if found is not None:
+                return found
+        return None
+
+    def _enclose(self, inside: Bool) -> Area | None:
+        """The ball grown until no boundary bus is a zero-injection bus; None if it swallows the slack or grows too far.
 
         A boundary bus absorbs the difference, so it must have an injection of its own to hide it in.
         """
-        inside = hop_distance(self.case, np.array([bus])) <= hops
-        for _ in range(_MAX_INTERIOR):
+        inside = inside.copy()
+        while not inside[self.case.slack] and np.count_nonzero(inside) <= _MAX_INTERIOR:
             interior = np.flatnonzero(inside)
             touched = np.unique(self.y[interior].indices)
             boundary = touched[~inside[touched]]
             bad = boundary[self._passive[boundary]]
-            if inside[self.case.slack] or interior.size > _MAX_INTERIOR:
-                return None
             if not bad.size:
                 return Area(interior, boundary) if boundary.size else None
             inside[bad] = True

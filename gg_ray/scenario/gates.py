@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.ybus import Judge
-from gg_ray.records import F64, Program
+from gg_ray.records import F64, Bool, Program
 from gg_ray.scenario.executor import Attempt, Executor
 from gg_ray.scenario.grammar import first_family, program_hash
+from gg_ray.scenario.worlds import Taps, tap_stretches, with_taps
 
+C128 = NDArray[np.complex128]
 GATES = ("G1", "G2", "G3", "G4", "G5", "G6")
 JUDGE_LIMIT_PU = 1e-5
 V_LIMITS_PU = (0.8, 1.2)
@@ -90,14 +93,19 @@ class Gates:
         case = self.executor.case
         passive = (case.load_p == 0) & (case.load_q == 0)
         passive[case.gen_bus] = False
-        moved = [i for i in live if attempts[i].trajectory.moves]  # type: ignore[union-attr]
-        plain = [i for i in live if i not in set(moved)]
-        if plain and passive.any():
-            v = np.concatenate([attempts[i].trajectory.v_TN for i in plain])  # type: ignore[union-attr]
-            status = np.concatenate([attempts[i].trajectory.status_TE for i in plain])  # type: ignore[union-attr]
-            gap = np.abs(self.judge.residual(v, np.zeros_like(v), status)[:, passive]).max(axis=1)
-            scans = attempts[plain[0]].context.scans
-            out[plain] = gap.reshape(len(plain), scans).max(axis=1)
+        if not passive.any():
+            return out
+        groups: dict[Taps, list[tuple[int, C128, Bool]]] = {}
+        for i in live:
+            true = attempts[i].trajectory
+            assert true is not None
+            for when, taps in tap_stretches(true.moves, true.v_TN.shape[0]):
+                groups.setdefault(taps, []).append((i, true.v_TN[when], true.status_TE[when]))
+        for taps, members in groups.items():
+            judge = self.judge if not taps else Judge(with_taps(case, taps))
+            v, status = np.concatenate([v for _, v, _ in members]), np.concatenate([s for _, _, s in members])
+            gap = np.abs(judge.residual(v, np.zeros_like(v), status)[:, passive]).max(axis=1)
+            np.maximum.at(out, np.repeat([i for i, _, _ in members], [len(v) for _, v, _ in members]), gap)
         return out
 
     def _first_failure(self, attempt: Attempt, residual: float, repeats: bool) -> str:

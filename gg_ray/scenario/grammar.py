@@ -241,13 +241,10 @@ class Grammar:
 
     def event(self, name: str, plan: MeterPlan, rng: np.random.Generator) -> Event | None:
         """A uniformly drawn event, None where the primitive has no legal target under this plan."""
-        target = self.target_mask(name, plan)
-        if not target.any():
+        masks = self._masks(name, plan)
+        if not all(mask.any() for mask in masks.values()):
             return None
-        masks = (target, self.onset_mask(name), self.magnitude_mask(name), self.duration_mask(name), self.support_mask(name))
-        if not all(mask.any() for mask in masks):
-            return None
-        return Event(name, *(int(rng.choice(np.flatnonzero(mask))) for mask in masks))
+        return Event(name, **{slot: int(rng.choice(np.flatnonzero(mask))) for slot, mask in masks.items()})
 
     def uniform(self, stratum: Stratum, plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
         """A uniformly drawn legal program body: first event by side, then up to max_events - 1 followers."""
@@ -273,29 +270,32 @@ class Grammar:
         return None
 
     def mutate(self, events: tuple[Event, ...], plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
-        """ACCEL-style edit: change one slot of one event, keeping the program legal.  Source: arXiv 2203.01302."""
-        if not events:
-            return events
+        """ACCEL-style edit: redraw one slot of one event; the result is legal under the plan.  Source: arXiv 2203.01302.
+
+        The new plan may not meter an old place: such slots are redrawn, and an event without any legal place leaves.
+        """
         plan = self.plan(plan_id)
-        where = int(rng.integers(len(events)))
-        old = events[where]
-        masks = {
-            "target": self.target_mask(old.primitive, plan),
-            "onset": self.onset_mask(old.primitive),
-            "magnitude": self.magnitude_mask(old.primitive),
-            "duration": self.duration_mask(old.primitive),
-            "support": self.support_mask(old.primitive),
-        }
-        slots = {slot: getattr(old, slot) for slot in masks}
-        slot = str(rng.choice(sorted(masks)))
-        slots[slot] = int(rng.choice(np.flatnonzero(masks[slot])))
-        # A new plan may not meter the old place: every slot is put back inside its mask.
-        for name, mask in masks.items():
-            if not mask[slots[name]]:
-                if not mask.any():
-                    return events
-                slots[name] = int(rng.choice(np.flatnonzero(mask)))
-        return (*events[:where], Event(old.primitive, **slots), *events[where + 1 :])
+        chosen = int(rng.integers(len(events))) if events else -1
+        out = []
+        for index, event in enumerate(events):
+            masks = self._masks(event.primitive, plan)
+            slot = str(rng.choice(sorted(masks))) if index == chosen else ""
+            slots = {name: getattr(event, name) for name in masks}
+            if not all(mask.any() for mask in masks.values()):
+                continue
+            for name, mask in masks.items():
+                value = slots[name]
+                if name == slot or not (value < mask.size and mask[value]):
+                    slots[name] = int(rng.choice(np.flatnonzero(mask)))
+            out.append(Event(event.primitive, **slots))
+        return tuple(out)
+
+    def _masks(self, name: str, plan: MeterPlan) -> dict[str, Bool]:
+        """Legal values of every slot of a primitive, by slot name in the order of Event's fields."""
+        return {
+            "target": self.target_mask(name, plan), "onset": self.onset_mask(name), "magnitude": self.magnitude_mask(name),
+            "duration": self.duration_mask(name), "support": self.support_mask(name),
+        }  # fmt: skip
 
     def validate(self, program: Program) -> None:
         """GrammarError unless the program is legal for this grid, plan and fold."""
@@ -315,14 +315,8 @@ class Grammar:
             raise GrammarError(f"event {index}: unknown primitive {event.primitive!r}{hint}")
         if primitive.family and primitive.family not in self.families:
             raise GrammarError(f"event {index}: family {primitive.family} ({event.primitive}) is held out in this fold")
-        checks = (
-            ("target", event.target, self.target_mask(event.primitive, plan)),
-            ("onset", event.onset, self.onset_mask(event.primitive)),
-            ("magnitude", event.magnitude, self.magnitude_mask(event.primitive)),
-            ("duration", event.duration, self.duration_mask(event.primitive)),
-            ("support", event.support, self.support_mask(event.primitive)),
-        )
-        for slot, value, mask in checks:
+        for slot, mask in self._masks(event.primitive, plan).items():
+            value = getattr(event, slot)
             if not (0 <= value < mask.size and mask[value]):
                 allowed = np.flatnonzero(mask)
                 span = f"{allowed.min()}..{allowed.max()}" if allowed.size else "nothing"

@@ -9,14 +9,17 @@ Units:   p.u.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
+import numba
 import numpy as np
+import scipy.sparse as sp
 from scipy.signal import lfilter
 
 from gg_ray.config import WINDOW_SCANS
 from gg_ray.grid.cases import GridCase
-from gg_ray.grid.hierarchy import hop_distance
 from gg_ray.records import F64, I64, Bool, Context, Event
 from gg_ray.scenario.grammar import DURATION_SCANS, MAGNITUDE_BINS, PRIMITIVES
 
@@ -28,6 +31,8 @@ EPISODE_SCANS = 12
 """Length of a lasting anomaly on a timeline: below 1 % of a day of one-minute scans."""
 LONGEST_WINDOW = max(WINDOW_SCANS)
 _PARTNERS = 3
+Taps = tuple[tuple[int, float], ...]
+"""Branches whose ratio differs from the published one, ascending, with the ratio in force."""
 
 
 @dataclass(slots=True)
@@ -41,7 +46,7 @@ class World:
     out: Bool
     gen_out: Bool
     taps: list[tuple[int, float, int]] = field(default_factory=list)
-    """Declared tap moves: branch, new ratio, first scan."""
+    """Declared tap moves in order of their first scan: branch, new ratio, first scan."""
 
     def copy(self) -> World:
         return World(
@@ -62,11 +67,44 @@ class Readings:
     """(meters, scans without a reading [T])"""
 
 
+class Neighbourhood:
+    """Hop distances on one grid; adjacency is built once, because programs ask for a new centre every time."""
+
+    def __init__(self, case: GridCase) -> None:
+        ends = np.concatenate([case.f_bus, case.t_bus]), np.concatenate([case.t_bus, case.f_bus])
+        graph = sp.coo_matrix((np.ones(ends[0].size), ends), shape=(case.n_bus, case.n_bus)).tocsr()
+        self.indptr, self.indices = graph.indptr.astype(np.int64), graph.indices.astype(np.int64)
+
+    def hops(self, bus: int) -> I64:
+        """[N] hops from a bus; unreachable buses get N."""
+        return np.asarray(_breadth_first(self.indptr, self.indices, bus))
+
+
+@numba.njit(cache=True)
+def _breadth_first(indptr, indices, bus):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    n = indptr.shape[0] - 1
+    hops = np.full(n, n, dtype=np.int64)
+    queue = np.empty(n, dtype=np.int64)
+    hops[bus], queue[0] = 0, bus
+    head, tail = 0, 1
+    while head < tail:
+        here = queue[head]
+        head += 1
+        for k in range(indptr[here], indptr[here + 1]):
+            there = indices[k]
+            if hops[there] == n and there != bus:
+                hops[there] = hops[here] + 1
+                queue[tail] = there
+                tail += 1
+    return hops
+
+
 class Fleet:
     """How a national context falls on the buses of one grid: shares, wind farms, dispatch; seeded by the case name."""
 
     def __init__(self, case: GridCase) -> None:
         self.case = case
+        self.near = Neighbourhood(case)
         rng = np.random.default_rng([zlib.crc32(case.name.encode()), 0xF1EE7])
         self.sway = rng.uniform(0.85, 1.15, case.n_bus)
         producing = case.gen_p > 0.02
@@ -96,11 +134,11 @@ class Fleet:
 
     def area(self, bus: int, hops: int) -> I64:
         """Buses within a number of hops."""
-        return np.flatnonzero(hop_distance(self.case, np.array([bus])) <= hops)
+        return np.flatnonzero(self.near.hops(bus) <= hops)
 
     def partner(self, bus: int, rank: int) -> int:
         """The rank-th nearest other load bus."""
-        hops = hop_distance(self.case, np.array([bus])).astype(np.float64)
+        hops = self.near.hops(bus).astype(np.float64)
         hops[(self.case.load_p <= 0.01) | (np.arange(self.case.n_bus) == bus)] = np.inf
         order = np.argsort(hops, kind="stable")
         return int(order[min(rank, order.size - 1)])
@@ -113,13 +151,32 @@ def _ar1(white_TN: F64, rho: float) -> F64:
     return np.asarray(lfilter([1.0], [1.0, -rho], scaled, axis=0))
 
 
+def tap_stretches(moves: Sequence[tuple[int, float, int]], scans: int) -> list[tuple[slice, Taps]]:
+    """Stretches of scans with one set of ratios each; every move stays in force until its branch moves again."""
+    edges = sorted({0, scans, *(min(max(first, 0), scans) for _, _, first in moves)})
+    return [
+        (slice(start, stop), tuple(sorted({b: ratio for b, ratio, first in moves if first <= start}.items())))
+        for start, stop in pairwise(edges)
+    ]
+
+
+def with_taps(case: GridCase, taps: Taps) -> GridCase:
+    """A copy of the case with other off-nominal ratios; the case itself where none has moved."""
+    if not taps:
+        return case
+    ratio = case.tap.copy()
+    for branch, value in taps:
+        ratio[branch] = value
+    return replace(case, tap=ratio)
+
+
 def active_scans(event: Event, scans: int) -> slice:
     """Scans during which an event acts."""
     return slice(event.onset, min(last_scan(event, scans), event.onset + DURATION_SCANS[event.duration]))
 
 
 def last_scan(event: Event, scans: int) -> int:
-    """Where "until the end" ends: with the window; on a timeline an anomaly is found and cleared after EPISODE_SCANS."""
+    """Where "until the end" ends: with the window; on a timeline an anomaly is cleared after EPISODE_SCANS."""
     if scans <= LONGEST_WINDOW or PRIMITIVES[event.primitive].side != "anomalous":
         return scans
     return min(scans, event.onset + EPISODE_SCANS)
@@ -153,7 +210,9 @@ def lose_unit(fleet: Fleet, world: World, bus: int, when: slice, rng: np.random.
     return float(lost[0])
 
 
-def apply_benign(fleet: Fleet, world: World, event: Event, meters: I64, readings: Readings, rng: np.random.Generator) -> None:
+def apply_benign(
+    fleet: Fleet, world: World, event: Event, meters: I64, readings: Readings, rng: np.random.Generator
+) -> None:
     """Change a world (or only the readings) by one benign event.
 
     Args: meters  installed positions of the event's meter, for the events that touch readings only
@@ -192,12 +251,13 @@ def apply_benign(fleet: Fleet, world: World, event: Event, meters: I64, readings
         branch = bus - case.n_bus
         step = 0.0125 if event.onset % 2 else -0.0125
         world.taps.append((branch, float(case.tap[branch] * (1 + step)), event.onset))
+        world.taps.sort(key=lambda move: move[2])
     elif name == "line_switch":
         world.out[when, bus - case.n_bus] = True
     elif name == "gen_trip":
         lose_unit(fleet, world, bus, when, rng)
     elif name == "wind_ramp":
-        hops = hop_distance(case, np.array([bus]))[case.gen_bus]
+        hops = fleet.near.hops(bus)[case.gen_bus]
         near = fleet.wind & (hops <= 2 + 2 * event.support)
         near[np.flatnonzero(case.gen_bus == bus)] = True
         length = world.gen_p.shape[0] - event.onset
@@ -207,9 +267,9 @@ def apply_benign(fleet: Fleet, world: World, event: Event, meters: I64, readings
         world.gen_p[event.onset :] += change
         world.gen_p[event.onset :] -= change.sum(axis=1, keepdims=True) * fleet.rest_share * 0.8
     elif name == "noise_class_change":
-        factor = np.ones(world.load_p.shape[0])
-        factor[when] = 0.7
-        readings.noise.append((meters, factor))
+        loudness = np.ones(world.load_p.shape[0])
+        loudness[when] = 0.7
+        readings.noise.append((meters, loudness))
     elif name == "meter_outage":
         gone = np.zeros(world.load_p.shape[0], dtype=bool)
         gone[when] = True

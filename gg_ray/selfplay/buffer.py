@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,24 @@ class Draw:
     p_star: NDArray[np.float64]
     implausible: NDArray[np.bool_]
     solver_share: float
+
+
+class Replay(Protocol):
+    """What a loop and its callers use of a buffer: `Buffer` itself, or one in another process.
+
+    `windows` is what a player returned as its second value: the windows, or a reference to them.
+    """
+
+    def may_insert(self) -> bool: ...
+    def may_draw(self) -> bool: ...
+    def insert(self, items: Any, step: int, batch_id: int) -> int: ...
+    def insert_kept(self, windows: Any, keep: Sequence[int], step: int, batch_id: int) -> int: ...
+    def draw(self) -> Draw: ...
+    def reprioritise(
+        self, draw_keys: NDArray[np.uint64], generations: NDArray[np.uint32], priorities: NDArray[np.float64]
+    ) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    def state_dict(self, tail: int) -> dict[str, Any]: ...
 
 
 class Buffer:
@@ -87,6 +105,12 @@ class Buffer:
         if taken:
             self.limiter.inserted(taken)
         return taken
+
+    def insert_kept(
+        self, windows: Sequence[Sequence[Experience]], keep: Sequence[int], step: int, batch_id: int
+    ) -> int:
+        """Insert the windows of the programs that the game keeps (Game.settle). Returns: how many were inserted."""
+        return self.insert([item for index in keep for item in windows[index]], step, batch_id)
 
     def draw(self) -> Draw:
         """The next batch: twins come along with their windows."""

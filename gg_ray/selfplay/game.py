@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gg_ray.config import RunConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import Learner, new_verifier, to_numpy
-from gg_ray.records import Event, Experience, Program
+from gg_ray.records import Event, Program
 from gg_ray.scenario.gates import GateCounters, NoveltyGate
 from gg_ray.scenario.grammar import Grammar, training_families
 from gg_ray.selfplay.archive import Elites
@@ -43,8 +43,8 @@ _RATE_DECAY = 0.9
 class Game:
     """Everything a run remembers apart from the replay buffer.
 
-    Invariant: `step` counts Verifier updates; every order is settled exactly once (settled or lost); versions rise by one
-    per publication. All randomness of the bookkeeping comes from (seed, ROLE_GAME, call_id).
+    Invariant: `step` counts Verifier updates; calls + questions == settled + answered + lost + running; versions rise
+    by one per publication. All randomness of the bookkeeping comes from (seed, ROLE_GAME, call_id).
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -64,7 +64,7 @@ class Game:
         self.lessons: deque[Lesson] = deque(maxlen=LESSONS)
         self.recent: deque[Program] = deque(maxlen=256)
         self.step = self.calls = self.questions = self.solves = self.programs = self.inserted = 0
-        self.settled = self.lost = 0
+        self.settled = self.answered = self.lost = 0
         self.versions = {"verifier": 0, "proposer": 0, "solver": 0}
         self.published_updates = {"proposer": 0, "solver": 0}
         self.solver_rate: dict[str, float] = {}
@@ -122,19 +122,26 @@ class Game:
         self.questions += 1
         return question
 
+    def next_question(self) -> Question:
+        """The next solver call, when there are recent programs.  Raises: RuntimeError while there are none."""
+        question = self.question()
+        if question is None:
+            raise RuntimeError("no question without recent programs: look at Game.recent first")
+        return question
+
     # --- results ----------------------------------------------------------------------------------------------------
 
-    def settle(self, result: Proposed, windows: Sequence[Sequence[Experience]]) -> list[Experience]:
-        """Book a finished proposer call.
+    def settle(self, result: Proposed) -> list[int]:
+        """Book a finished proposer call; its windows travel apart and need not be here.
 
-        Returns: the windows that go into replay (new programs that passed every gate)
+        Returns: indices of the programs whose windows go into replay (new programs that passed every gate)
         """
         self.settled += 1
         self.solves += result.solves
         self.counters.add(result.counters)
-        keep: list[Experience] = []
+        keep: list[int] = []
         samples = []
-        for index, (summary, own) in enumerate(zip(result.summaries, windows, strict=True)):
+        for index, summary in enumerate(result.summaries):
             self.programs += 1
             gate = summary.gate
             if not gate and not self.novelty.is_new(summary.program):
@@ -154,7 +161,8 @@ class Game:
                 self.recent.append(summary.program)
                 if summary.d_eff > 0:
                     self.frontier.append((self.step, summary.d_eff, summary.p_bar, summary.stratum.family))
-                keep += own
+                keep.append(index)
+                self.inserted += summary.windows
             if index in result.samples:
                 from dataclasses import replace
 
@@ -163,15 +171,15 @@ class Game:
                 )
                 samples.append(replace(result.samples[index], reward=reward))
         self.queue.put(samples)
-        self.inserted += len(keep)
         return keep
 
     def _solver_learnability(self, case: str) -> float:
         rate = self.solver_rate.get(case)
         return float("nan") if rate is None else float(solver_learnability(rate))
 
-    def settle_answer(self, result: Answered, made: Sequence[Experience], lessons: Sequence[Lesson]) -> list[Experience]:
-        """Book a finished solver call. Returns: solver-made windows for replay."""
+    def settle_answer(self, result: Answered) -> None:
+        """Book a finished solver call; all windows it made go into replay."""
+        self.answered += 1
         case = result.question.programs[0].case
         for rate in result.rates:
             if np.isfinite(rate):
@@ -179,10 +187,17 @@ class Game:
                 self.solver_rate[case] = _RATE_DECAY * old + (1 - _RATE_DECAY) * rate
         self.solver_stats["completions"] += result.completions
         self.solver_stats["dropped"] += result.dropped
-        self.solver_stats["made"] += len(made)
-        self.lessons.extend(lessons)
-        self.inserted += len(made)
-        return list(made)
+        self.solver_stats["made"] += result.made
+        self.lessons.extend(result.lessons)
+        self.inserted += result.made
+
+    def settle_lost(self) -> None:
+        """Book a call whose answer will never come. Its id is not used again, so a late insert stays recognisable."""
+        self.lost += 1
+
+    def forget_running(self) -> None:
+        """Whatever was asked and has not come back counts as lost: when no player runs, at a resume and at the end."""
+        self.lost = self.calls - self.settled + self.questions - self.answered
 
     # --- learning ---------------------------------------------------------------------------------------------------
 
@@ -232,6 +247,10 @@ class Game:
             "solver": to_numpy(self.solver.solver.state_dict()),
         }  # fmt: skip
 
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add measurements that are made outside (times, actors, looks) to what `metrics` reports."""
+        self._metrics |= values
+
     # --- what the user sees -----------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
@@ -280,7 +299,9 @@ class Game:
             "lessons": _pack_lessons(self.lessons),
             "counts": {
                 name: getattr(self, name)
-                for name in ("step", "calls", "questions", "solves", "programs", "inserted", "settled", "lost")
+                for name in (
+                    "step", "calls", "questions", "solves", "programs", "inserted", "settled", "answered", "lost",
+                )
             },
             "versions": dict(self.versions), "published": dict(self.published_updates),
             "solver_rate": dict(self.solver_rate), "solver_stats": dict(self.solver_stats),

@@ -100,12 +100,15 @@ class Lesson:
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """Result of a Question: success rate per program, and what gate G5 did with the completions."""
+    """Result of a Question: success rate per program, what gate G5 did with the completions, and lessons."""
 
     question: Question
     rates: list[float]
     completions: int
     dropped: int
+    made: int
+    """Windows made for replay; they travel apart."""
+    lessons: list[Lesson]
 
 
 class ProposerPlayer:
@@ -216,10 +219,10 @@ class SolverPlayer:
         if "solver" in weights:
             load_numpy(self.solver, weights["solver"])
 
-    def answer(self, question: Question) -> tuple[Answered, tuple[list[Experience], list[Lesson]]]:
+    def answer(self, question: Question) -> tuple[Answered, list[Experience]]:
         """Regenerate the programs' plausible windows, hide a block, complete it, check it, splice it back.
 
-        Returns: the summary, and (solver-made windows that passed gate G5, lessons).
+        Returns: the summary with its lessons, and the solver-made windows that passed gate G5.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(ROLE_SOLVER, question.call_id)))
         executor = self.rollout.executor(question.programs[0].case)
@@ -237,7 +240,10 @@ class SolverPlayer:
             rates.append(result.rate)
             completions += self.config.solver.samples
             dropped += result.dropped
-        return Answered(question=question, rates=rates, completions=completions, dropped=dropped), (made, lessons)
+        answered = Answered(
+            question=question, rates=rates, completions=completions, dropped=dropped, made=len(made), lessons=lessons
+        )  # fmt: skip
+        return answered, made
 
     def _complete(self, attempt: Attempt, question: Question, rng: np.random.Generator) -> _Completion:
         """One window: the plausible side (twin of an anomaly, else the window itself)."""

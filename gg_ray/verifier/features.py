@@ -13,6 +13,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,9 +123,11 @@ class Featurizer:
         columns[..., 4] = fresh
         full = np.zeros((count, scans, plan.layout.size, 5), dtype=np.float16)
         full[:, :, plan.channels] = columns
-        node = full[:, :, : 4 * n].reshape(count, scans, 4, n, 5).transpose(0, 1, 3, 2, 4).reshape(count, scans, n, F_NODE)
+        node = full[:, :, : 4 * n].reshape(count, scans, 4, n, 5).transpose(0, 1, 3, 2, 4)
+        node = node.reshape(count, scans, n, F_NODE)
         edge = np.empty((count, scans, e, F_EDGE), dtype=np.float16)
-        edge[..., :-1] = full[:, :, 4 * n :].reshape(count, scans, 4, e, 5).transpose(0, 1, 3, 2, 4).reshape(count, scans, e, 20)
+        ends = full[:, :, 4 * n :].reshape(count, scans, 4, e, 5).transpose(0, 1, 3, 2, 4)
+        edge[..., :-1] = ends.reshape(count, scans, e, 20)
         edge[..., -1] = np.stack([w.status_TE for w in prepared.windows])
         last = prepared.v_BTN[:, -1]
         xhat = np.stack([np.abs(last) - 1.0, np.angle(last)], axis=-1).astype(np.float32)
@@ -168,7 +171,7 @@ def _declared_models(
     groups: dict[bytes, tuple[F64 | None, F64 | None, list[NDArray[np.int64]]]] = {}
     for index, window in enumerate(windows):
         edges = sorted({0, scans, *(min(max(t, 0), scans) for _, _, t in window.moves)})
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             tap = window.tap_E.copy()
             for branch, ratio, first in window.moves:
                 if first <= start:

@@ -1,0 +1,136 @@
+"""What the commands around training do: evaluate, score, models, promote, status.
+
+Flow:    cli -> [commands] -> evaluate.job, score, registry, tracking
+Source:  design.md, section 6
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gg_ray.baselines.statistical import default_detectors
+from gg_ray.config import RunConfig
+from gg_ray.config_io import load
+from gg_ray.evaluate import results
+from gg_ray.evaluate.job import evaluate
+from gg_ray.publish import promotion_gate
+from gg_ray.evaluate.report import ReportMeta, text_table, write_report
+from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
+from gg_ray.learner import new_verifier
+from gg_ray.records import FOLDS
+from gg_ray.registry import Registry, RegistryError
+from gg_ray.scenario.context import context_source
+from gg_ray.score import as_json, find_registry, load_model, verdicts
+from gg_ray.tracking import read_jsonl
+from gg_ray.windows_io import read_windows
+
+RUNS = Path("runs")
+
+
+def evaluate_model(
+    model: str, suite: str, run: str | None, out: Path | None, cases: Sequence[str], windows: int | None,
+    days: int | None, with_data: Callable[[RunConfig], RunConfig],
+) -> int:  # fmt: skip
+    """Suites on a registered model; prints the tables and writes results.json."""
+    torch.set_num_threads(1)
+    registry = find_registry(RUNS, run)
+    network, _, version = load_model(registry, model)
+    config = with_data(load(str(registry.root.parent / "config.yaml")))
+    sizes = replace(
+        config.evaluate, windows=windows or config.evaluate.windows, days=days or config.evaluate.days
+    )  # fmt: skip
+    config = replace(config, evaluate=sizes)
+    methods: list[Method] = [
+        NetworkMethod(results.VERIFIER, network),
+        NetworkMethod(results.UNTRAINED, new_verifier(config.verifier, config.seed + 1)),
+        *(DetectorMethod(detector) for detector in default_detectors(config.seed)),
+    ]
+    found = evaluate(
+        config, context_source(config.scenario.data_dir or None), methods,
+        learner_steps=int(version.metrics.get("learner_steps") or 0),
+        executor_calls=int(version.metrics.get("power_flow_solves") or 0), model=version.id, suite=suite,
+        cases=cases or None, note=lambda text: _say(text),
+    )  # fmt: skip
+    folder = out or registry.root.parent / "evaluation"
+    meta = ReportMeta(
+        name=f"{config.name}, {version.id}", held_out_families=sorted(FOLDS[config.scenario.fold]),
+        held_out_cases=config.evaluate.held_out_cases,
+        facts={f"stop-check {i + 1}": line for i, line in enumerate(found.notes)},
+    )  # fmt: skip
+    for line in found.notes:
+        _say(line)
+    for block in found.results.results:
+        _say(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}")
+    write_report(folder, found.results, None, {}, meta, found.comparisons)
+    _say(f"\nwrote {folder}/report/results.json and report.md")
+    return 0
+
+
+def score_files(files: Sequence[Path], model: str, run: str | None) -> int:
+    """One JSON verdict per window of every file, in order."""
+    torch.set_num_threads(1)
+    windows = [item for path in files for item in read_windows(path)]
+    network, calibration, version = load_model(find_registry(RUNS, run), model)
+    for verdict in verdicts(network, calibration, windows, version.id):
+        _say(as_json(verdict))
+    return 0
+
+
+def list_models(run: str | None) -> int:
+    """Versions, aliases and headline figures."""
+    registry = find_registry(RUNS, run)
+    names: dict[str, list[str]] = {}
+    for alias, version_id in registry.aliases().items():
+        names.setdefault(version_id, []).append(alias)
+    for version in registry.list():
+        accuracy = version.metrics.get("balanced_accuracy")
+        shown = f"{float(accuracy):.3f}" if accuracy is not None else "-"
+        _say(f"{version.id:<16} balanced accuracy {shown:<6} {' '.join(names.get(version.id, []))}")
+    return 0
+
+
+def promote_version(reference: str, alias: str, run: str | None, force: bool) -> int:
+    """Move an alias."""
+    registry: Registry = find_registry(RUNS, run)
+    version = registry.resolve(reference)
+    registry.promote(version, alias, gate=None if force else promotion_gate)
+    _say(f"{alias} -> {version.id}")
+    return 0
+
+
+def show_status(run: str) -> int:
+    """Last logged state of a run, how old it is, and its checkpoints.  Raises: RegistryError if there is no such run."""
+    root = Path(run) if run and Path(run).is_dir() else RUNS / run if run else _latest_run()
+    metrics = root / "metrics.jsonl"
+    if not metrics.is_file():
+        raise RegistryError(f"no run at {root}; start one with gg-ray train")
+    rows = list(read_jsonl(metrics))
+    if not rows:
+        _say(f"{root}: started, no step finished yet")
+        return 0
+    last: dict[str, Any] = rows[-1]
+    age = time.time() - metrics.stat().st_mtime
+    _say(f"{root}: step {last['step']}, written {age:.0f} s ago")
+    for name in ("loss/total", "gate/pass", "time/scenarios_per_s", "replay/items", "eval/balanced_accuracy", "eval/auroc"):
+        if last.get(name) is not None:
+            _say(f"  {name:<24} {float(last[name]):.4g}")
+    for path in sorted((root / "checkpoints").glob("step-*")):
+        _say(f"  checkpoint {path.name}")
+    return 0
+
+
+def _latest_run() -> Path:
+    found = sorted(RUNS.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
+    return found[-1].parent if found else RUNS / "laptop"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
