@@ -50,13 +50,13 @@ class Crew:
         self.method, self.kinds, self._versions = method, tuple(kinds), versions
         self._timeout_s = config.actors.call_timeout_s
         self._board = WeightBoard()
-        remote = ray.remote(actor).options(max_restarts=-1, max_task_retries=0, runtime_env=ONE_THREAD, **options)
+        remote: Any = ray.remote(actor).options(max_restarts=-1, max_task_retries=0, runtime_env=ONE_THREAD, **options)
         self.pool: ActorPool | None = None
         if size:
             self.pool = ActorPool(
                 lambda index: remote.remote(config), size=size, in_flight=config.actors.in_flight, returns=2,
-                min_healthy=min(size, config.actors.min_healthy), call_timeout_s=self._timeout_s, name=f"{method} actors",
-                rng=np.random.default_rng(config.seed),
+                min_healthy=min(size, config.actors.min_healthy), call_timeout_s=self._timeout_s,
+                name=f"{method} actors", rng=np.random.default_rng(config.seed),
             )  # fmt: skip
 
     def load(self, weights: AllWeights) -> None:
@@ -110,7 +110,7 @@ class Crew:
 
 
 def own_summary(result: Done | Lost) -> Any:
-    """Arrays that Ray hands over are views that pin the object store while they live (ray #8227); a summary lives on."""
+    """The result with a summary of its own: arrays from Ray are views that pin the object store (ray #8227)."""
     if isinstance(result, Lost):
         return result
     summary, windows_ref = result.value

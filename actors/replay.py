@@ -81,10 +81,9 @@ class RemoteBuffer:
         Args:    options  resources of the actor;  stats_age_s  how old `stats` may be, 0 asks at every call
         """
         self._timeout_s, self._stats_age_s = config.actors.call_timeout_s, stats_age_s
-        remote = ray.remote(ReplayActor).options(
-            concurrency_groups={"watch": 1}, max_restarts=0, runtime_env=ONE_THREAD, **options
-        )
-        self.actor = remote.remote(config)
+        # no overload of ray.remote knows concurrency_groups
+        remote: Any = ray.remote(concurrency_groups={"watch": 1})(ReplayActor)  # type: ignore[call-overload]
+        self.actor: Any = remote.options(max_restarts=0, runtime_env=ONE_THREAD, **options).remote(config)
         self._stats: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._offers: deque[tuple[Any, Sequence[int] | None, int, int]] = deque()
         self._sent: Any = None
@@ -206,7 +205,7 @@ class RemoteBuffer:
             raise
         except (RayActorError, GetTimeoutError) as error:
             raise ReplayLost(
-                f"replay actor {self.actor._actor_id.hex()[:12]}: {type(error).__name__} (timeout {self._timeout_s:g} s);"
+                f"replay actor: {type(error).__name__} (a call may take {self._timeout_s:g} s, actors.call_timeout_s);"
                 " its windows are gone, continue from the newest checkpoint with --resume auto"
             ) from error
 
@@ -222,5 +221,5 @@ def unpack(packed: Mapping[str, Any]) -> Draw:
     """Inverse of pack. Copies, so that no view keeps the block in the object store."""
     kind, plain = packed["batch"]
     batch = kind(**{n: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for n, v in plain.items()})
-    rest = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in packed.items() if n != "batch"}
+    rest: dict[str, Any] = {n: v.copy() if isinstance(v, np.ndarray) else v for n, v in packed.items() if n != "batch"}
     return Draw(batch=batch, **rest)

@@ -27,7 +27,7 @@ from actors.proposer import proposer_crew
 from actors.replay import RemoteBuffer, ReplayLost
 from actors.solver import solver_crew
 from gg_ray.config import RunConfig
-from gg_ray.replay.limiter import LimiterError, StalenessManager
+from gg_ray.replay.limiter import StalenessManager
 from gg_ray.scenario.context import ContextSource
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
@@ -86,7 +86,7 @@ def _bring_back(config: RunConfig, game: Game, replay: RemoteBuffer, buffer: Buf
 
 
 class FreeRun:
-    """One asynchronous run: the learner trains whenever a batch is there, and the driver never waits for one thing alone.
+    """One asynchronous run: the learner trains whenever a batch is there, whatever the players do meanwhile.
 
     Invariant: submitted == running + accepted + filtered + lost, in windows; a call is submitted as the most windows
     it can make (Buffer.insert_block). A version consumes `publish_every * batch / samples_per_insert` new windows, and

@@ -20,18 +20,19 @@ from gg_ray.config import RunConfig
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
 from gg_ray.evaluate.job import evaluate
-from gg_ray.publish import promotion_gate
 from gg_ray.evaluate.report import ReportMeta, text_table, write_report
 from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
 from gg_ray.learner import new_verifier
+from gg_ray.publish import promotion_gate
 from gg_ray.records import FOLDS
 from gg_ray.registry import Registry, RegistryError
 from gg_ray.scenario.context import context_source
 from gg_ray.score import as_json, find_registry, load_model, verdicts
 from gg_ray.tracking import read_jsonl
-from gg_ray.windows_io import read_windows
+from gg_ray.windows_io import WindowFileError, read_windows
 
 RUNS = Path("runs")
+_SHOWN = ("loss/total", "gate/pass", "time/scenarios_per_s", "replay/items", "eval/balanced_accuracy", "eval/auroc")
 
 
 def evaluate_model(
@@ -43,9 +44,7 @@ def evaluate_model(
     registry = find_registry(RUNS, run)
     network, _, version = load_model(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
-    sizes = replace(
-        config.evaluate, windows=windows or config.evaluate.windows, days=days or config.evaluate.days
-    )  # fmt: skip
+    sizes = replace(config.evaluate, windows=windows or config.evaluate.windows, days=days or config.evaluate.days)
     config = replace(config, evaluate=sizes)
     methods: list[Method] = [
         NetworkMethod(results.VERIFIER, network),
@@ -76,10 +75,15 @@ def evaluate_model(
 def score_files(files: Sequence[Path], model: str, run: str | None) -> int:
     """One JSON verdict per window of every file, in order."""
     torch.set_num_threads(1)
-    windows = [item for path in files for item in read_windows(path)]
+    found = [(path, read_windows(path)) for path in files]
     network, calibration, version = load_model(find_registry(RUNS, run), model)
-    for verdict in verdicts(network, calibration, windows, version.id):
-        _say(as_json(verdict))
+    for path, windows in found:
+        try:
+            judged = verdicts(network, calibration, windows, version.id)
+        except WindowFileError as error:
+            raise WindowFileError(f"{path.name}, {error}") from error
+        for verdict in judged:
+            _say(as_json(verdict))
     return 0
 
 
@@ -106,7 +110,10 @@ def promote_version(reference: str, alias: str, run: str | None, force: bool) ->
 
 
 def show_status(run: str) -> int:
-    """Last logged state of a run, how old it is, and its checkpoints.  Raises: RegistryError if there is no such run."""
+    """Last logged state of a run, how old it is, and its checkpoints.
+
+    Raises: RegistryError if there is no such run.
+    """
     root = Path(run) if run and Path(run).is_dir() else RUNS / run if run else _latest_run()
     metrics = root / "metrics.jsonl"
     if not metrics.is_file():
@@ -118,10 +125,10 @@ def show_status(run: str) -> int:
     last: dict[str, Any] = rows[-1]
     age = time.time() - metrics.stat().st_mtime
     _say(f"{root}: step {last['step']}, written {age:.0f} s ago")
-    for name in ("loss/total", "gate/pass", "time/scenarios_per_s", "replay/items", "eval/balanced_accuracy", "eval/auroc"):
+    for name in _SHOWN:
         if last.get(name) is not None:
             _say(f"  {name:<24} {float(last[name]):.4g}")
-    for path in sorted((root / "checkpoints").glob("step-*")):
+    for path in sorted((root / "checkpoints").glob("step-*"), key=lambda p: (len(p.name), p.name)):
         _say(f"  checkpoint {path.name}")
     return 0
 

@@ -87,8 +87,8 @@ class Learner:
         decay = min(self.config.ema, (1 + self.step_count) / (10 + self.step_count))
         for mean, live in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(live, 1 - decay)
-        for mean, live in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            mean.copy_(live)
+        for kept, fresh in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(fresh)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Averaged weights as numpy arrays: what actors score with and what is served."""

@@ -20,7 +20,7 @@ from gg_ray.evaluate.job import Evaluation
 from gg_ray.evaluate.report import ReportMeta, write_report
 from gg_ray.evaluate.results import MACRO, Block
 from gg_ray.grid.cases import load_case
-from gg_ray.records import FOLDS, F64
+from gg_ray.records import F64, FOLDS
 from gg_ray.registry import ModelCard, PromotionRefused, Registry, Version
 from gg_ray.scenario.grammar import training_families
 from gg_ray.selfplay.game import Game
@@ -31,16 +31,17 @@ from gg_ray.windows_io import write_windows
 LOG = logging.getLogger(__name__)
 ATTRIBUTION = (
     "Contains BMRS data © Elexon Limited copyright and database right 2019, 2021, 2023, 2024.",
-    "Grids: pandapower (BSD-3; IEEE test cases); GBreducednetwork and GBnetwork, University of Edinburgh and Strathclyde "
-    "(Bukhsh, McKinnon, Belivanis); the GB data carry no licence of their own.",
+    "Grids: pandapower (BSD-3; IEEE test cases); GBreducednetwork and GBnetwork, University of Edinburgh and "
+    "Strathclyde (Bukhsh, McKinnon, Belivanis); the GB data carry no licence of their own.",
 )
 LIMITS = (
-    "A power-flow-consistent attack by someone who holds every meter of an area cannot be seen in one scan: only time does.",
+    "A power-flow-consistent attack by someone who holds every meter of an area cannot be seen in one scan: only time "
+    "shows it.",
     "p-values are conformal on the validation windows of the evaluated grids; another grid needs its own calibration.",
     "Trained on simulated telemetry; real SCADA noise and delays differ.",
 )
 _SAMPLE_WINDOWS = 24
-D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
+D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, np.inf)
 
 
 def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float) -> str:
@@ -50,8 +51,8 @@ def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, tr
         held_out_cases=config.evaluate.held_out_cases, gates=dict(game.counters.rates()),
         facts={
             "training time, s": round(trained_s, 1), "learner steps": game.step, "power-flow solves": game.solves,
-            "programs": game.programs, "windows inserted": game.inserted, "mode": config.mode, "arm": config.selfplay.arm,
-            "reward": config.selfplay.reward, "gates": config.scenario.gates,
+            "programs": game.programs, "windows inserted": game.inserted, "mode": config.mode,
+            "arm": config.selfplay.arm, "reward": config.selfplay.reward, "gates": config.scenario.gates,
             **{f"stop-check {i + 1}": line for i, line in enumerate(evaluation.notes)},
         },
     )  # fmt: skip
@@ -69,14 +70,24 @@ def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, tr
 
 def promotion_gate(candidate: Version, current: Version | None) -> list[str]:
     """Reasons against promotion: not above the untrained and random rows, or clearly below the present champion."""
-    ours, against = candidate.metrics, []
-    own = float(ours["balanced_accuracy"])  # type: ignore[arg-type]
-    for floor in ("untrained", "random"):
-        if floor in ours and own <= float(ours[floor]):  # type: ignore[arg-type]
-            against.append(f"balanced accuracy {own:.3f} is not above the {floor} row ({float(ours[floor]):.3f})")  # type: ignore[arg-type]
-    if current is not None and own < float(current.metrics["balanced_accuracy"]) - 0.01:  # type: ignore[arg-type]
-        against.append(f"balanced accuracy {own:.3f} is below the champion's {float(current.metrics['balanced_accuracy']):.3f}")  # type: ignore[arg-type]
+    own = _measured(candidate, "balanced_accuracy")
+    if own is None:
+        return ["no balanced accuracy was measured; evaluate with the window suite"]
+    against = []
+    for row in ("untrained", "random"):
+        floor = _measured(candidate, row)
+        if floor is not None and own <= floor:
+            against.append(f"balanced accuracy {own:.3f} is not above the {row} row ({floor:.3f})")
+    held = _measured(current, "balanced_accuracy") if current is not None else None
+    if held is not None and own < held - 0.01:
+        against.append(f"balanced accuracy {own:.3f} is below the champion's {held:.3f}")
     return against
+
+
+def _measured(version: Version, name: str) -> float | None:
+    """A figure of a registered version, None where its evaluation did not give it."""
+    value = version.metrics.get(name)
+    return None if value is None else float(value)
 
 
 def _register(registry: Registry, out: Path, config: RunConfig, game: Game, evaluation: Evaluation) -> Version:
@@ -92,12 +103,15 @@ def _register(registry: Registry, out: Path, config: RunConfig, game: Game, eval
         game.learner.weights(), architecture=asdict(config.verifier), feature_schema=SCHEMA, metrics=measured,
         run=config.name, seed=config.seed, commit=results.git_commit(),
         card=ModelCard(
-            summary=f"Verifier of run {config.name}: {config.selfplay.arm} training, fold {config.scenario.fold} held out.",
+            summary=f"Verifier of run {config.name}: {config.selfplay.arm} training, fold {config.scenario.fold}.",
             trained_on=[*config.scenario.cases, f"families {', '.join(training_families(config.scenario.fold))}"],
             held_out_families=sorted(FOLDS[config.scenario.fold]), held_out_grids=config.evaluate.held_out_cases,
             rows=rows, limits=LIMITS, attribution=ATTRIBUTION,
         ),
-        extra={"calibration": calibration_of(evaluation.calibration), "digest": {c: w.digest for c, w in evaluation.windows.items()}},
+        extra={
+            "calibration": calibration_of(evaluation.calibration),
+            "digest": {case: suite.digest for case, suite in evaluation.windows.items()},
+        },
     )  # fmt: skip
 
 
@@ -148,31 +162,41 @@ def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path:
         ),
     )
     families = training_families(game.config.scenario.fold)
-    counts = np.array(
-        [[sum(1 for f in frontier if f[3] == family and low <= f[1] < high) for low, high in zip(D_BINS, [*D_BINS[1:], np.inf], strict=True)]
-         for family in families]
-    )  # fmt: skip
-    attempt("Coverage: gated programs by family and detectability", lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png"))
+    counts = np.zeros((len(families), len(D_BINS) - 1), dtype=np.int64)
+    for _, d_eff, _, family in frontier:
+        if family in families and d_eff >= D_BINS[0]:
+            counts[families.index(family), np.searchsorted(D_BINS[1:-1], d_eff, side="right")] += 1
+    attempt(
+        "Coverage: gated programs by family and detectability",
+        lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png"),
+    )
     steps = [r["step"] for r in rows if "gate/G1" in r]
     rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G6", "pass")}
     attempt("Share of programs stopped by each gate", lambda: figures.gate_rates(steps, rates, folder / "gates.png"))
-    for case, suite in evaluation.windows.items():
-        block = next((b for b in evaluation.results.results if b.suite == "windows" and b.case == case), None)
-        if block is not None:
-            attempt(
-                f"{case}: recall at 5 % false positives by family and method",
-                lambda block=block, case=case: figures.family_method_heatmap(block.rows, folder / f"recall_{case}.png"),
-            )  # fmt: skip
-        out = evaluation.outputs[case][results.VERIFIER]
-        prob = np.concatenate([o.prob_B for o in out if o.prob_B is not None])
-        label = np.array([bool(f) for g in suite.test for f in g.families])
-        attempt(f"{case}: reliability of P(implausible)", lambda p=prob, y=label, c=case: figures.reliability(p, y, folder / f"reliability_{c}.png"))
-        attempt(f"{case}: localisation of one held-out attack", lambda c=case: _map(folder, evaluation, c))
+    for case in evaluation.windows:
+        for caption, draw in _case_figures(folder, evaluation, case):
+            attempt(f"{case}: {caption}", draw)
     return drawn
 
 
+def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple[str, Callable[[], Path]]]:
+    """Captions and drawers of the figures of one evaluated grid."""
+    suite, outputs = evaluation.windows[case], evaluation.outputs[case][results.VERIFIER]
+    prob = np.concatenate([o.prob_B for o in outputs if o.prob_B is not None])
+    label = np.array([bool(f) for group in suite.test for f in group.families])
+    out: list[tuple[str, Callable[[], Path]]] = [
+        ("reliability of P(implausible)", lambda: figures.reliability(prob, label, folder / f"reliability_{case}.png")),
+        ("localisation of one held-out attack", lambda: _map(folder, evaluation, case)),
+    ]
+    rows = [b.rows for b in evaluation.results.results if b.suite == "windows" and b.case == case]
+    if rows:
+        caption, path = "recall at 5 % false positives by family and method", folder / f"recall_{case}.png"
+        out.insert(0, (caption, lambda: figures.family_method_heatmap(rows[0], path)))
+    return out
+
+
 def _map(folder: Path, evaluation: Evaluation, case_name: str) -> Path:
-    """The grid with the Verifier's bus scores for the first implausible window it ranks well above the plausible ones."""
+    """The grid with the Verifier's bus scores for the implausible window that it ranks highest."""
     suite, case = evaluation.windows[case_name], load_case(case_name)
     for group, out in zip(suite.test, evaluation.outputs[case_name][results.VERIFIER], strict=True):
         rows = [i for i, f in enumerate(group.families) if f]
@@ -180,7 +204,6 @@ def _map(folder: Path, evaluation: Evaluation, case_name: str) -> Path:
             continue
         row = max(rows, key=lambda i: out.score_B[i])
         score = 1.0 / (1.0 + np.exp(-out.node_BN[row]))
-        return figures.grid_map(
-            case.layout, np.stack([case.f_bus, case.t_bus]), score, group.labels[row].node_N, folder / f"map_{case_name}.png"
-        )  # fmt: skip
+        ends, path = np.stack([case.f_bus, case.t_bus]), folder / f"map_{case_name}.png"
+        return figures.grid_map(case.layout, ends, score, group.labels[row].node_N, path)
     raise figures.FigureError("no implausible window")

@@ -1,6 +1,7 @@
 """The folder of a run: config, metrics, checkpoints; how it starts, how it resumes.
 
-Flow:    cli -> train -> [run_state] -> runs/NAME/{config.yaml, metrics.jsonl, tensorboard/, checkpoints/, report/, registry/}
+Flow:    cli -> train -> [run_state] -> runs/NAME/{config.yaml, metrics.jsonl, tensorboard/, checkpoints/, report/,
+         registry/}
 Source:  ray.md, section 2 (resume means everything)
 """
 
@@ -42,14 +43,15 @@ class RunFolder:
         Raises: ConfigError for a --resume that names nothing; CheckpointError for another configuration.
         """
         found = self._find(resume)
-        if found is None:
-            self._move_aside()
-        else:
+        if found is not None:
             manifest = checkpoint.read_manifest(found)
             now = as_dict(self.config)
             checkpoint.require_config(
                 found, checkpoint.config_hash(now, MAY_CHANGE), checkpoint.config_diff(manifest.config, now, MAY_CHANGE)
             )
+        # a checkpoint of another run starts a folder of its own: its steps must not join this one's metrics
+        if found is None or found.resolve().parent != self.checkpoints.resolve():
+            self._move_aside()
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "config.yaml").write_text(dump(self.config))
         return found
@@ -84,7 +86,7 @@ class RunFolder:
         }  # fmt: skip
         return checkpoint.save(
             self.checkpoints, game.step, state, config_hash=checkpoint.config_hash(as_dict(config), MAY_CHANGE),
-            keep=config.checkpoint.keep, config=as_dict(config),  # type: ignore[arg-type]
+            keep=config.checkpoint.keep, config=as_dict(config),
         )  # fmt: skip
 
     def restore(self, path: Path, game: Game, buffer: Buffer) -> float:

@@ -24,6 +24,7 @@ from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.verifier.batch import from_arrays
 from gg_ray.verifier.features import SCHEMA, Featurizer, case_static
 from gg_ray.verifier.model import Verifier
+from gg_ray.windows_io import WindowFileError
 
 TOP = 5
 
@@ -61,9 +62,18 @@ def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibratio
 def verdicts(
     network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str
 ) -> list[Verdict]:
-    """One verdict per window, in order. Windows may mix grids, meters and lengths."""
+    """One verdict per window, in order. Windows may mix grids, meters and lengths.
+
+    Raises: WindowFileError for a window that the network does not take (its length), by number.
+    """
     featurizer = Featurizer()
-    return [_one(network, calibration, window, plan, featurizer, model) for window, plan in windows]
+    out = []
+    for index, (window, plan) in enumerate(windows):
+        try:
+            out.append(_one(network, calibration, window, plan, featurizer, model))
+        except ValueError as error:
+            raise WindowFileError(f"window {index}: {error}") from error
+    return out
 
 
 @torch.inference_mode()
@@ -93,22 +103,25 @@ def _one(
     branches = [int(i) for i in np.argsort(-edge)[:TOP] if edge[i] > 0] if suspect else []
     names = case.branch_names
     state = out.state_mu.double().numpy()
+    onset = _onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1
+    end_ns = int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9)
     return Verdict(
-        case=window.case, time_ns=int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9), verdict=verdict,
+        case=window.case, time_ns=end_ns, verdict=verdict,
         p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
         p_value=calibration.p_value(score), type=kind, buses=tuple(case.bus_names[i] for i in buses),
-        branches=tuple(names[i] for i in branches), onset_scan=_onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1,
+        branches=tuple(names[i] for i in branches), onset_scan=onset,
         corrected={f"{case.bus_names[i]}.v_pu": round(1.0 + float(state[i, 0]), 5) for i in buses}, model=model,
     )  # fmt: skip
 
 
 def _onset(r_TM: F64, plan: MeterPlan, buses: Sequence[int], branches: Sequence[int]) -> int:
-    """First scan at which a meter of the suspected places leaves three sigma; the window's first scan where none does."""
+    """First scan at which a meter of the suspected places leaves three sigma; the first of all where none does."""
     layout = plan.layout
-    channels = [layout.bus_channels(b) for b in buses] + [layout.branch_channels(e) for e in branches]
-    if not channels:
+    places = [layout.bus_channels(b) for b in buses]
+    places += [layout.branch_channels(e) for e in branches]
+    if not places:
         return 0
-    meters = plan.at(np.concatenate(channels))
+    meters = plan.at(np.concatenate(places))
     hit = np.flatnonzero((np.abs(r_TM[:, meters]) > 3.0).any(axis=1)) if meters.size else np.zeros(0)
     return int(hit[0]) if hit.size else 0
 

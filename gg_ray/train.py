@@ -8,10 +8,11 @@ Run:     gg-ray train --config laptop
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,31 +22,35 @@ import numpy as np
 import torch
 
 from gg_ray.baselines.statistical import default_detectors
+from gg_ray.checkpoint import CheckpointError
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import Evaluation, evaluate
+from gg_ray.evaluate.job import Evaluation, check_suite, evaluate
 from gg_ray.evaluate.look import QuickLook
-from gg_ray.publish import publish
 from gg_ray.evaluate.report import text_table
 from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
-from gg_ray.learner import load_numpy, new_verifier
+from gg_ray.grid.cases import load_case
+from gg_ray.learner import new_verifier
+from gg_ray.publish import publish
 from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import ContextSource, context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
 from gg_ray.selfplay.loop import play as serial_play
-from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker
+from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, read_jsonl
 from gg_ray.verifier.model import Verifier
 
 LOG = logging.getLogger(__name__)
+OnStep = Callable[[Game, Any], None]
+_CARRIED = ("loss/", "learner/", "solver/", "policy/")
 
 
 class Play(Protocol):
     """Either loop: gg_ray.selfplay.loop.play or actors.selfplay.play."""
 
     def __call__(
-        self, config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer, on_step: Callable[[Game, Any], None]
+        self, config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer, on_step: OnStep, /
     ) -> None: ...
 
 
@@ -55,6 +60,20 @@ def run(config: RunConfig, out: Path, resume: str | None, play: Play = serial_pl
     Args: out  run directory;  resume  None, "auto" or a checkpoint;  play  the loop (serial by default)
     Raises: ConfigError, CheckpointError, ResourceError with the thing named; nothing is left half-written.
     """
+    check_suite(config.evaluate.suite)  # before the training, not after it
+    for case in config.evaluate.held_out_cases:
+        load_case(case)
+    try:
+        return _run(config, out, resume, play)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(
+            f"{out}: the disk is full ({error}); free space and go on with --resume auto. Checkpoints are untouched"
+        ) from error
+
+
+def _run(config: RunConfig, out: Path, resume: str | None, play: Play) -> int:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     folder = RunFolder(out, config)
@@ -69,9 +88,11 @@ def run(config: RunConfig, out: Path, resume: str | None, play: Play = serial_pl
         if start_from is not None:
             jsonl.truncate_after(game.step)
             display.note(f"resumed from {start_from.name} at step {game.step}")
-        tracker = MultiTracker(jsonl, TensorBoardTracker(out / "tensorboard", purge_step=game.step))
+        tracker = MultiTracker(jsonl, TensorBoardTracker(out / "tensorboard", purge_step=game.step + 1))
         stack.callback(tracker.close)
         watcher = _Watcher(config, folder, contexts, display, tracker, began)
+        if start_from is not None:
+            watcher.carry_over(game, read_jsonl(folder.metrics))
         if game.step < config.selfplay.steps:
             play(config, contexts, game, buffer, watcher)
             folder.save(game, buffer, time.monotonic() - began)
@@ -98,14 +119,20 @@ class _Watcher:
         self._last: dict[str, float] = {}
         self._shown = 0.0
 
+    def carry_over(self, game: Game, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take up the figures that a resumed run goes on showing until they are measured again."""
+        row = rows[-1] if rows else {}
+        self._last = {name: value for name, value in row.items() if name.startswith("eval/")}
+        game.note({name: value for name, value in row.items() if name.startswith(_CARRIED) and value is not None})
+
     def __call__(self, game: Game, buffer: Any) -> None:
         step, config = game.step, self.config
         every = config.evaluate.every_steps
         # In async mode the evaluator actor looks; here it would stop the learner.
         if config.mode != "async" and every and step % every == 0:
             self._last = self._look_now(game) | {"eval/step": float(step)}
-        metrics = game.metrics() | {f"replay/{k}": float(v) for k, v in buffer.stats().items() if isinstance(v, int | float)}
-        metrics = {_timed(name): value for name, value in (metrics | self._last).items()}
+        replay = {f"replay/{k}": float(v) for k, v in buffer.stats().items() if isinstance(v, int | float)}
+        metrics = {_timed(name): value for name, value in (game.metrics() | replay | self._last).items()}
         metrics["time/elapsed_s"] = time.monotonic() - self.began
         metrics["time/scenarios_per_s"] = game.programs / max(1e-9, time.monotonic() - self.began)
         self.tracker.log(step, metrics)
@@ -120,7 +147,8 @@ class _Watcher:
     def _look_now(self, game: Game) -> dict[str, float]:
         if self._look is None:
             self._look = QuickLook(self.config, self.contexts)
-        return self._look.look(game.learner.average)
+        # a copy on the CPU: the look's windows are there
+        return self._look.look(copy.deepcopy(game.learner.average).cpu())
 
 
 def _timed(name: str) -> str:
@@ -164,11 +192,10 @@ def _evaluate(config: RunConfig, contexts: ContextSource, game: Game, play: Play
     if config.evaluate.uniform_control and config.selfplay.arm == "selfplay":
         display.note("training the control: same network, uniform scenarios, same steps and executor budget")
         control = train_control(config, contexts, play)
-    network = copy.deepcopy(game.learner.average)
-    load_numpy(network, game.learner.weights())
+    network = copy.deepcopy(game.learner.average).cpu()
     return evaluate(
-        config, contexts, methods_for(config, network.cpu(), control), learner_steps=game.step, executor_calls=game.solves,
-        model=config.name, note=display.note,
+        config, contexts, methods_for(config, network, control), learner_steps=game.step,
+        executor_calls=game.solves, model=config.name, note=display.note,
     )  # fmt: skip
 
 
@@ -181,5 +208,3 @@ def train_control(config: RunConfig, contexts: ContextSource, play: Play) -> Ver
     game = Game(arm)
     play(arm, contexts, game, Buffer(arm), lambda _game, _buffer: None)
     return game.learner.average.cpu()
-
-

@@ -5,8 +5,9 @@ Source:  physics.md, section 11; design.md decision 11 (no pickle is read)
 Shapes:  T scans, M meters, E branches
 
 One row (or JSON object) is one window. A file names its own meters, so it needs no metering plan of ours:
-case, t0_ns, step_s, channels [M] (full-layout positions), sigma [M], z [T*M] row-major with nulls where nothing arrived,
-age [T*M] (optional), status [T*E] (optional: all in service), tap [E], x_scale [E] (optional: as published).
+case, t0_ns, step_s, channels [M] (full-layout positions), sigma [M], z [T*M] row-major with nulls where nothing
+arrived; optional: age [T*M] (fresh), status [T*E] (all in service), tap [E] and x_scale [E] (as published), moves
+(none; JSON text or a list of [branch, new ratio, first scan]).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def read_windows(path: Path) -> list[tuple[Window, MeterPlan]]:
             rows = table.to_pylist()
         else:
             raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
-    except (json.JSONDecodeError, pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, pa.ArrowException, OSError, UnicodeDecodeError, RecursionError) as error:
         raise WindowFileError(f"{path.name}: not readable as {path.suffix[1:]} ({error})") from error
     if isinstance(rows, dict):
         rows = [rows]
@@ -89,15 +90,19 @@ def read_windows(path: Path) -> list[tuple[Window, MeterPlan]]:
     return [_window(row, f"{path.name}, window {index}") for index, row in enumerate(rows)]
 
 
-def _window(row: Mapping[str, Any], where: str) -> tuple[Window, MeterPlan]:
+def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
+    if not isinstance(row, Mapping):
+        raise WindowFileError(f"{where}: a {type(row).__name__}, not an object with the fields of a window")
     try:
         case = load_case(str(_field(row, "case", where)))
     except CaseError as error:
         raise WindowFileError(f"{where}: {error}") from error
-    channels = _array(row, "channels", where).astype(np.int64)
     layout = layout_of(case)
-    if channels.size == 0 or channels.min() < 0 or channels.max() >= layout.size or np.any(np.diff(channels) <= 0):
-        raise WindowFileError(f"{where}: channels must ascend within 0..{layout.size - 1}")
+    named = _array(row, "channels", where)
+    inside = named.ndim == 1 and named.size > 0 and bool(((named >= 0) & (named < layout.size)).all())
+    if not inside or np.any(np.diff(named) <= 0) or np.any(named != np.floor(named)):
+        raise WindowFileError(f"{where}: channels must be whole numbers that ascend within 0..{layout.size - 1}")
+    channels = named.astype(np.int64)
     sigma = _array(row, "sigma", where)
     if sigma.shape != channels.shape or not (np.isfinite(sigma) & (sigma > 0)).all():
         raise WindowFileError(f"{where}: sigma needs {channels.size} positive numbers")
@@ -109,11 +114,14 @@ def _window(row: Mapping[str, Any], where: str) -> tuple[Window, MeterPlan]:
     if scans > MAX_SCANS:
         raise WindowFileError(f"{where}: {scans} scans; at most {MAX_SCANS}")
     _plausible(z, channels, case, where)
-    age = _optional(row, "age", (scans, channels.size), np.zeros((scans, channels.size)), where)
-    status = _optional(row, "status", (scans, case.n_branch), np.ones((scans, case.n_branch)), where)
-    tap = _optional(row, "tap", (case.n_branch,), case.tap, where)
-    x_scale = _optional(row, "x_scale", (case.n_branch,), np.ones(case.n_branch), where)
-    moves = tuple((int(b), float(r), int(t)) for b, r, t in json.loads(row.get("moves") or "[]"))
+    age = _optional(row, "age", (scans, channels.size), np.zeros((scans, channels.size)), where, (0, 255))
+    status = _optional(row, "status", (scans, case.n_branch), np.ones((scans, case.n_branch)), where, (0, 1))
+    tap = _optional(row, "tap", (case.n_branch,), case.tap, where, (0.1, 10))
+    x_scale = _optional(row, "x_scale", (case.n_branch,), np.ones(case.n_branch), where, (0.01, 100))
+    moves = _moves(row.get("moves"), case.n_branch, where)
+    step_s = _number(row, "step_s", 60.0, where)
+    if not 0.0 < step_s <= 86_400.0:
+        raise WindowFileError(f"{where}: step_s {step_s:g}; seconds between scans, more than 0, at most 86400")
     index_of = np.full(layout.size, -1, dtype=np.int64)
     index_of[channels] = np.arange(channels.size)
     ones = np.ones(channels.size, dtype=np.int64)
@@ -122,9 +130,9 @@ def _window(row: Mapping[str, Any], where: str) -> tuple[Window, MeterPlan]:
         sigma=sigma, period=ones, phase=0 * ones, missing_rate=0.0, n_bus=case.n_bus, n_branch=case.n_branch,
     )  # fmt: skip
     window = Window(
-        case=case.name, plan_id=EXTERNAL_PLAN, t0_ns=int(row.get("t0_ns") or 0), step_s=float(row.get("step_s") or 60.0),
-        z_TM=z, age_TM=np.where(np.isnan(z), 255, age).astype(np.uint8), status_TE=status.astype(np.uint8), tap_E=tap,
-        x_scale_E=x_scale, moves=moves,
+        case=case.name, plan_id=EXTERNAL_PLAN, t0_ns=int(_number(row, "t0_ns", 0, where)), step_s=step_s, z_TM=z,
+        age_TM=np.where(np.isnan(z) & (age == 0), 255, age).astype(np.uint8), status_TE=status.astype(np.uint8),
+        tap_E=tap, x_scale_E=x_scale, moves=moves,
     )  # fmt: skip
     return window, plan
 
@@ -146,19 +154,55 @@ def _array(row: Mapping[str, Any], name: str, where: str) -> F64:
     return out
 
 
-def _optional(row: Mapping[str, Any], name: str, shape: tuple[int, ...], default: F64, where: str) -> F64:
+def _optional(
+    row: Mapping[str, Any], name: str, shape: tuple[int, ...], default: F64, where: str, bounds: tuple[float, float]
+) -> F64:
     if row.get(name) is None:
         return default
     out = _array(row, name, where)
     if out.size != int(np.prod(shape)) or np.isnan(out).any():
         raise WindowFileError(f"{where}: {name} needs {int(np.prod(shape))} numbers, has {out.size}")
+    if out.min() < bounds[0] or out.max() > bounds[1]:
+        raise WindowFileError(
+            f"{where}: {name} holds {out.min():g} to {out.max():g}; allowed are {bounds[0]:g} to {bounds[1]:g}"
+        )
     return out.reshape(shape)
 
 
+def _number(row: Mapping[str, Any], name: str, default: float, where: str) -> float:
+    value = row.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:
+        raise WindowFileError(f"{where}: {name} {value!r} is not a number")
+    return value
+
+
+def _moves(given: Any, branches: int, where: str) -> tuple[tuple[int, float, int], ...]:
+    try:
+        listed = json.loads(given) if isinstance(given, str) and given else given or []
+        moves = tuple((int(branch), float(ratio), int(first)) for branch, ratio, first in listed)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WindowFileError(f"{where}: moves must list [branch, new ratio, first scan], not {given!r}") from error
+    for branch, ratio, _ in moves:
+        if not 0 <= branch < branches or not 0.1 <= ratio <= 10:
+            raise WindowFileError(
+                f"{where}: move of branch {branch} to {ratio:g}; need 0..{branches - 1} and 0.1 to 10"
+            )
+    return moves
+
+
 def _plausible(z: F64, channels: np.ndarray[Any, Any], case: GridCase, where: str) -> None:
-    """Per-unit check: a voltage in kV or a power in MW is a unit mistake of the file, not an anomaly of the grid."""
+    """Unit check: voltages in kV or powers in MW are a mistake of the file, not an anomaly of the grid."""
     volts = z[:, channels < case.n_bus]
-    if volts.size and not np.isnan(volts).all():
+    if np.isfinite(volts).any():
         middle = float(np.nanmedian(volts))
         if not _PLAUSIBLE_V_PU[0] < middle < _PLAUSIBLE_V_PU[1]:
             raise WindowFileError(f"{where}: median voltage {middle:.4g} is not in p.u.; divide by the nominal kV")
+    power = np.abs(z[:, (channels >= case.n_bus) & ~((channels >= 3 * case.n_bus) & (channels < 4 * case.n_bus))])
+    whole = float(np.abs(case.load_p).sum())
+    if np.isfinite(power).any() and float(np.nanmedian(power)) > max(whole, 1.0):
+        raise WindowFileError(
+            f"{where}: median power {float(np.nanmedian(power)):.4g} exceeds the whole load of {whole:.4g} p.u.; "
+            "divide by the base MVA"
+        )

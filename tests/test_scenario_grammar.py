@@ -101,7 +101,7 @@ def test_the_wrong_slot_is_named(slot: str, value: int) -> None:
 
 def test_the_wrong_grid_and_too_many_events_are_named() -> None:
     grammar = GRAMMARS["case14", 0]
-    with pytest.raises(GrammarError, match="'case30'.*'case14'"):
+    with pytest.raises(GrammarError, match=r"'case30'.*'case14'"):
         grammar.validate(_program(grammar, (), case="case30"))
     event = grammar.event("load_step", grammar.plan(0), np.random.default_rng(0))
     assert event is not None

@@ -31,6 +31,10 @@ INK, GREY, PALE = "#222222", "#8A8A8A", "#E4E4E4"
 DPI = 120
 
 
+D_SHOWN = 32.0
+"""Largest d_eff of the axis: beyond it the oracle is at 1 and points are drawn at the edge."""
+
+
 class FigureError(ValueError):
     """There is nothing to draw; the message says what is missing."""
 
@@ -83,7 +87,7 @@ def deff_vs_pbar(d_eff_K: ArrayLike, p_bar_K: ArrayLike, step_K: ArrayLike, path
     if not ok.any():
         raise FigureError("d_eff against p_bar: no finite record")
     d, p, step = d[ok], p[ok], step[ok]
-    right = float(max(8.0, np.quantile(d, 0.99) * 1.05))
+    right = float(np.clip(np.quantile(d, 0.99) * 1.05, 8.0, D_SHOWN))
     figure, ax = _single((6.4, 4.2))
     dots = ax.scatter(np.minimum(d, right), p, c=step, s=9, cmap="cividis", alpha=0.7, linewidths=0)
     curve = np.linspace(0, right, 200)

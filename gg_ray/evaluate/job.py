@@ -55,8 +55,7 @@ def evaluate(
     Raises: SuiteError for an unknown suite.
     """
     name = suite or config.evaluate.suite
-    if name not in SUITES:
-        raise SuiteError(f"unknown suite {name!r}; choose from {', '.join(SUITES)}")
+    check_suite(name)
     info = BlockInfo(
         fold=config.scenario.fold, model=model, seed=config.seed, commit=results.git_commit(),
         learner_steps=learner_steps, executor_calls=executor_calls,
@@ -68,10 +67,10 @@ def evaluate(
         maker = SuiteMaker(case, config.scenario, config.evaluate, contexts)
         windows = maker.windows()
         note(f"{case}: {sum(len(g.families) for g in windows.test)} test windows, digest {windows.digest}")
-        block, outputs = window_block(windows, methods, info)
+        block, outputs, thresholds = window_block(windows, methods, info)
         if name in ("quick", "windows"):
             blocks.append(block)
-            out.comparisons += comparisons(windows, outputs, methods[0].name, np.random.default_rng(config.seed))
+            out.comparisons += comparisons(windows, outputs, thresholds, methods[0].name, config.seed)
             out.notes += stop_check(block, CLASSICAL)
         out.windows[case], out.outputs[case] = windows, outputs
         calibration += [methods[0].output(p).score_B for p in windows.validation]
@@ -84,28 +83,38 @@ def evaluate(
     return out
 
 
+def check_suite(name: str) -> None:
+    """Raises: SuiteError for an unknown suite, naming the known ones."""
+    if name not in SUITES:
+        raise SuiteError(f"unknown suite {name!r}; choose from {', '.join(SUITES)}")
+
+
 def _home(config: RunConfig) -> str:
     """The training grid that is evaluated: case30 where it was trained on, else the first."""
     return "case30" if "case30" in config.scenario.cases else config.scenario.cases[0]
 
 
 def comparisons(
-    suite: WindowSuite, outputs: dict[str, list[Output]], ours: str, rng: np.random.Generator
+    suite: WindowSuite, outputs: dict[str, list[Output]], thresholds: dict[str, float], ours: str, seed: int
 ) -> list[Comparison]:
-    """Paired bootstrap by episode of recall at the test windows' own 5 % false positives, ours minus every other method.
+    """Paired bootstrap of macro balanced accuracy, ours minus every other method, thresholds from validation.
 
-    Each window is its own episode (one program each), so windows are the unit of resampling.
+    Each window is its own episode (one program each), so windows are resampled; weights make the mean of the weighted
+    hits the macro balanced accuracy.
     """
     families = np.array([f for g in suite.test for f in g.families])
-    hits: dict[str, np.ndarray] = {}
+    names, counts = np.unique(families, return_counts=True)
+    attacked = int((names != "").sum())
+    size = {n: c * (1 if n == "" else attacked) for n, c in zip(names.tolist(), counts.tolist(), strict=True)}
+    weight = np.array([families.size / (2.0 * size[f]) for f in families.tolist()])
+    hits: dict[str, F64] = {}
     for method, out in outputs.items():
-        score = np.concatenate([o.score_B for o in out])
-        threshold = np.quantile(score[families == ""], 0.95)
-        hits[method] = (score[families != ""] > threshold).astype(np.float64)
+        flagged = np.concatenate([o.score_B for o in out]) > thresholds[method]
+        hits[method] = weight * (flagged == (families != ""))
     return [
         Comparison(
-            suite="windows", case=suite.case, figure="recall_at_fpr", than=method, family=results.POOLED,
-            difference=metrics.paired_difference_ci(hits[ours], theirs, rng),
+            suite="windows", case=suite.case, figure="balanced_accuracy", than=method,
+            difference=metrics.paired_difference_ci(hits[ours], theirs, np.random.default_rng(seed)),
         )
         for method, theirs in hits.items()
         if method != ours

@@ -74,12 +74,11 @@ class NetworkMethod:
             )  # fmt: skip
             out = self.network(batch)
             family = out.type[:, 1:].argmax(dim=1) + 1
-            parts.append(
-                (out.implausible.double().numpy(), torch.sigmoid(out.implausible).double().numpy(),
-                 out.node.view(-1, static.n_buses).double().numpy(), family.numpy())  # fmt: skip
-            )
-        score, prob, node, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Output(score, prob, node, kind)
+            logit = out.implausible.double()
+            node = out.node.view(-1, static.n_buses).double()
+            parts.append((logit.numpy(), torch.sigmoid(logit).numpy(), node.numpy(), family.numpy()))
+        score, prob, place, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Output(score, prob, place, kind)
 
 
 class DetectorMethod:
@@ -107,25 +106,29 @@ class BlockInfo:
     executor_calls: int
 
 
-def window_block(suite: WindowSuite, methods: Sequence[Method], info: BlockInfo) -> tuple[Block, dict[str, list[Output]]]:
+def window_block(
+    suite: WindowSuite, methods: Sequence[Method], info: BlockInfo
+) -> tuple[Block, dict[str, list[Output]], dict[str, float]]:
     """Rows of every method on every family of a window suite, with oracle and macro rows.
 
-    Returns: the block, and each method's outputs per group (for figures and paired intervals)
+    Returns: the block, each method's outputs per group (for figures and intervals), and its threshold
     """
-    hops = metrics.hops_from(np.stack([suite.test[0].prepared.case.f_bus, suite.test[0].prepared.case.t_bus]), suite.test[0].prepared.case.n_bus)  # fmt: skip
+    grid = suite.test[0].prepared.case
+    hops = metrics.hops_from(np.stack([grid.f_bus, grid.t_bus]), grid.n_bus)
     families = sorted({f for g in suite.test for f in g.families if f}, key=results.family_order)
     rows: list[Row] = []
     outputs: dict[str, list[Output]] = {}
+    thresholds: dict[str, float] = {}
     for method in methods:
         method.prepare(suite.fit, np.random.default_rng(info.seed))
         threshold = metrics.threshold_for_fpr(np.concatenate([method.output(p).score_B for p in suite.validation]), FPR)
         out = [method.output(group.prepared) for group in suite.test]
-        outputs[method.name] = out
+        outputs[method.name], thresholds[method.name] = out, threshold
         negative = _windows(suite.test, out, "", hops)
-        own = [
-            results.row_from_scores(method.name, family, _windows(suite.test, out, family, hops), negative, threshold, fpr=FPR)
-            for family in families
-        ]  # fmt: skip
+        own = []
+        for family in families:
+            positive = _windows(suite.test, out, family, hops)
+            own.append(results.row_from_scores(method.name, family, positive, negative, threshold, fpr=FPR))
         rows += [*own, results.macro_row(method.name, own)]
     own = [results.oracle_row(family, _d_eff(suite.test, family), fpr=FPR) for family in families]
     rows += [*own, results.macro_row(results.ORACLE, own)]
@@ -136,7 +139,7 @@ def window_block(suite: WindowSuite, methods: Sequence[Method], info: BlockInfo)
     return Block(
         suite="windows", fold=info.fold, case=suite.case, model=info.model, seed=info.seed, commit=info.commit,
         budget=budget, rows=tuple(rows),
-    ), outputs  # fmt: skip
+    ), outputs, thresholds  # fmt: skip
 
 
 def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, hops: object) -> ScoredWindows:
@@ -214,11 +217,13 @@ def stop_check(block: Block, classical: Sequence[str]) -> list[str]:
     """
     oracle = block.row(results.ORACLE)
     lines = []
-    best = max(
-        ((row.balanced_accuracy, name) for name in classical if (row := block.row(name)) and row.balanced_accuracy is not None),
-        default=None,
-    )  # fmt: skip
-    if best is not None:
+    reached: list[tuple[float, str]] = []
+    for name in classical:
+        row = block.row(name)
+        if row is not None and row.balanced_accuracy is not None:
+            reached.append((row.balanced_accuracy, name))
+    if reached:
+        best = max(reached)
         verdict = "ok" if best[0] < 0.8 else "TOO EASY: raise noise or lower meters"
         lines.append(f"{block.case}: best classical test {best[1]} {best[0]:.3f} balanced accuracy (< 0.8): {verdict}")
     if oracle is not None and oracle.balanced_accuracy is not None:

@@ -4,8 +4,8 @@ Flow:    scenario.executor (test months, all families) -> [suites] -> evaluate.s
 Source:  selfplay.md, section 17; verifier.md, section 3: thresholds from benign validation days, no point adjustment
 Shapes:  B windows of one metering plan, T scans, S looks at a timeline
 
-The root seed is fixed and shared with no training stream; metering plans, months and (in the held-out rows) families and
-grids do not occur in training.
+The root seed is fixed and shared with no training stream; metering plans, months and (in the held-out rows) families
+and grids do not occur in training.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ EVAL_PLANS = (1_000, 1_001)
 _TRIES = 40
 _DAY_SCANS = 1_440
 _NATURAL_EVENTS = 2
+_NATURAL = ("gen_trip", "line_switch", "load_step_large", "wind_ramp", "v_setpoint")
 _LEAST_FIT, _LEAST_VALIDATION = 64, 128
 
 
@@ -80,6 +81,7 @@ class TimelineSuite:
     test: list[Day]
     looks_per_day: float
     attacked_share: float
+    """Of all looks, those whose newest scan is attacked."""
     digest: str
 
 
@@ -109,7 +111,7 @@ class SuiteMaker:
             solves += used
         plausible = len(collected) // 2
         for side in ("hard", "ordinary"):
-            found, used = self._gated("test", Stratum(side, "", self.case.name), plausible, rng)  # type: ignore[arg-type]
+            found, used = self._gated("test", Stratum(side, "", self.case.name), plausible, rng)
             collected += found
             solves += used
         test = [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
@@ -125,7 +127,8 @@ class SuiteMaker:
             if self.executor.grammar.primitives("anomalous", family):
                 collected += self._gated("validation", Stratum("anomalous", family, self.case.name), count, rng)[0]
         for side in ("hard", "ordinary"):
-            collected += self._gated("validation", Stratum(side, "", self.case.name), len(families) * count // 2, rng)[0]  # type: ignore[arg-type]
+            stratum = Stratum(side, "", self.case.name)
+            collected += self._gated("validation", stratum, len(families) * count // 2, rng)[0]
         return [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
 
     def _rng(self, purpose: int) -> np.random.Generator:
@@ -136,13 +139,12 @@ class SuiteMaker:
         out = []
         for index in range(count):
             plan = EVAL_PLANS[index % len(EVAL_PLANS)]
-            out.append(
-                Program(
-                    case=self.case.name, context_id=int(rng.integers(1 << 48)), plan_id=plan,
-                    events=self.executor.grammar.uniform(stratum, plan, rng), scans=self.scenario.scans,
-                    seed=int(rng.integers(1 << 48)),
-                )  # fmt: skip
-            )
+            program = Program(
+                case=self.case.name, context_id=int(rng.integers(1 << 48)), plan_id=plan,
+                events=self.executor.grammar.uniform(stratum, plan, rng), scans=self.scenario.scans,
+                seed=int(rng.integers(1 << 48)),
+            )  # fmt: skip
+            out.append(program)
         return out
 
     def _gated(
@@ -163,9 +165,8 @@ class SuiteMaker:
                     continue
                 window, _ = self.executor.realise(attempt, 0)
                 hard = any(PRIMITIVES[e.primitive].side == "hard" for e in attempt.program.events)
-                out.append(
-                    (window, attempt.main.labels, first_family(attempt.program), attempt.d_eff, hard, attempt.plan.plan_id)
-                )
+                family = first_family(attempt.program)
+                out.append((window, attempt.main.labels, family, attempt.d_eff, hard, attempt.plan.plan_id))
         return out[:count], solves
 
     def _group(self, items: Sequence[tuple[Window, Labels, str, float, bool, int]]) -> Group:
@@ -181,7 +182,7 @@ class SuiteMaker:
         found = [
             item
             for side in ("hard", "ordinary")
-            for item in self._gated(split, Stratum(side, "", self.case.name), half, rng)[0]  # type: ignore[arg-type]
+            for item in self._gated(split, Stratum(side, "", self.case.name), half, rng)[0]
         ]
         return [self._group([item for item in found if item[5] == plan]).prepared for plan in EVAL_PLANS]
 
@@ -192,16 +193,22 @@ class SuiteMaker:
         long = Executor(self.case, self.scenario, self.contexts, all_families=True, scans=_DAY_SCANS)
         families = [f for f in FAMILIES if self.executor.grammar.primitives("anomalous", f)]
         rng = self._rng(4)
-        validation = [self._day(long, "validation", "", i, rng) for i in range(self.sizes.validation_days)]
-        test = [self._day(long, "test", families[i % len(families)], i, rng) for i in range(self.sizes.days)]
-        test = [day for day in test if day is not None]
-        attacked = sum(e.end - e.onset for d in test if d is not None for e in d.events)
-        looks = sum(len(d.labels) for d in test if d is not None)
+        benign = [self._day(long, "validation", "", i, rng) for i in range(self.sizes.validation_days)]
+        made = [self._day(long, "test", families[i % len(families)], i, rng) for i in range(self.sizes.days)]
+        test = [day for day in made if day is not None]
+        attacked = sum(self._attacked_looks(day) for day in test)
         return TimelineSuite(
-            self.case.name, [d for d in validation if d is not None], [d for d in test if d is not None],
-            _DAY_SCANS / self.sizes.stride, attacked / max(looks, 1),
-            _digest([d.prepared for d in test if d is not None]),
+            self.case.name, [day for day in benign if day is not None], test, _DAY_SCANS / self.sizes.stride,
+            attacked / max(sum(len(day.labels) for day in test), 1), _digest([day.prepared for day in test]),
         )  # fmt: skip
+
+    def _attacked_looks(self, day: Day) -> int:
+        """Looks whose newest scan is attacked; an event takes in one look more, where an alarm may come."""
+        if not day.events:
+            return 0
+        ends = self.scenario.scans + self.sizes.stride * np.arange(len(day.labels))
+        truth = day.labels[0]
+        return int(((ends > truth.onset) & (ends <= truth.end)).sum())
 
     def _day(self, long: Executor, split: str, family: str, index: int, rng: np.random.Generator) -> Day | None:
         """One day; None if no gated episode of the family was found."""
@@ -217,7 +224,7 @@ class SuiteMaker:
                 if first is None:
                     continue
                 events.append(replace(first, onset=int(rng.integers(60, _DAY_SCANS - 60))))
-            for name in rng.choice(["gen_trip", "line_switch", "load_step_large", "wind_ramp", "v_setpoint"], _NATURAL_EVENTS):
+            for name in rng.choice(_NATURAL, _NATURAL_EVENTS):
                 natural = grammar.event(str(name), plan, rng) if str(name) in grammar.benign_followers("hard") else None
                 if natural is not None:
                     events.append(natural)
@@ -262,8 +269,8 @@ def _slice(whole: Window, start: int, end: int, published_tap: np.ndarray, truth
         if first <= start:
             tap[branch] = ratio
     return Window(
-        case=whole.case, plan_id=whole.plan_id, t0_ns=whole.t0_ns + int(start * whole.step_s * 1e9), step_s=whole.step_s,
-        z_TM=whole.z_TM[start:end], age_TM=age, status_TE=whole.status_TE[start:end], tap_E=tap,
+        case=whole.case, plan_id=whole.plan_id, t0_ns=whole.t0_ns + int(start * whole.step_s * 1e9),
+        step_s=whole.step_s, z_TM=whole.z_TM[start:end], age_TM=age, status_TE=whole.status_TE[start:end], tap_E=tap,
         x_scale_E=whole.x_scale_E if during else np.ones_like(whole.x_scale_E),
         moves=tuple((b, ratio, t - start) for b, ratio, t in whole.moves if start < t < end),
     )  # fmt: skip

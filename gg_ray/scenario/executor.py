@@ -52,7 +52,8 @@ _PHYSICAL_UNIT = 0.4
 SOLVER_TOL_PU = 1e-7
 """Newton tolerance: two decades below the judge's limit; on `gb` the judge then sees at most 1e-9 p.u."""
 _TAPPED_ENGINES = 32
-_MAX_SECANT = 2
+_MAX_SECANT = 4
+"""The linear guess and at most three corrections towards the target d_eff."""
 _REPLAY_LEVEL = (0.02, 0.2)
 """How far the demand level of a replayed hour may lie from the present one."""
 

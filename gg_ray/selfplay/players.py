@@ -181,7 +181,8 @@ class ProposerPlayer:
             self._encodings[case] = encode_case(load_case(case))
         levels = []
         for i in written:
-            context = self.rollout.contexts.window(contexts[i], self.config.scenario.scans, self.config.scenario.step_s, "train")
+            scenario = self.config.scenario
+            context = self.rollout.contexts.window(contexts[i], scenario.scans, scenario.step_s, "train")
             levels.append((float(context.load_T.mean()), float(context.wind_T.mean())))
         generator = torch.Generator().manual_seed(int(rng.integers(0, _SEED_SPACE)))
         strata = [order.assignment.strata[i] for i in written]
@@ -256,8 +257,7 @@ class SolverPlayer:
         block, hidden = hide_block(window, executor.fleet.area(centre, 1), plan.at, case.f_bus, case.t_bus, span)
         if not block.size:
             return _Completion([], [], float("nan"), 0)
-        masked = replace(window, z_TM=window.z_TM.copy())
-        masked.z_TM[-span:, block] = np.nan
+        masked = hide(window, block, span)
         lesson = self._experience(attempt, side, masked)
         batch = collate([lesson], {case.name: case_static(case.name)})
         flags = hidden.astype(np.float32)
@@ -269,7 +269,7 @@ class SolverPlayer:
         made: list[Experience] = []
         dropped, right = 0, 0
         for k in range(states.shape[0]):
-            v = (1.0 + states[k, :, :, 0].T) * np.exp(1j * states[k, :, :, 1].T)
+            v = ((1.0 + states[k, :, :, 0].T) * np.exp(1j * states[k, :, :, 1].T)).astype(np.complex128)
             guess = measure(case, v, status_RE=side.status_TE[-span:])[:, plan.channels[block]]
             error = (guess - truth) / plan.sigma[block]
             right += int(correct(error.ravel()))
@@ -347,6 +347,16 @@ def hide_block(
     meters = at(np.concatenate(channels)) if channels else np.zeros(0, dtype=np.int64)
     read = np.isfinite(window.z_TM[-span:, meters]).all(axis=0)
     return np.sort(meters[read]), inside
+
+
+def hide(window: Window, block: NDArray[np.int64], span: int) -> Window:
+    """The window as it would look had the block's meters been silent during the last scans: no value, and age grows."""
+    z, age = window.z_TM.copy(), window.age_TM.copy()
+    z[-span:, block] = np.nan
+    before = age[-span - 1, block].astype(np.int64) if len(age) > span else np.full(block.size, 255)
+    since = before + np.arange(1, span + 1)[:, None]
+    age[-span:, block] = np.where(before == 255, 255, np.minimum(since, 254))
+    return replace(window, z_TM=z, age_TM=age)
 
 
 def new_proposer(config: RunConfig) -> Proposer:

@@ -25,6 +25,7 @@ from gg_ray.verifier.batch import from_arrays
 from gg_ray.verifier.features import Features, Featurizer, case_static
 from gg_ray.verifier.model import Verifier
 
+PLANS_PER_CALL = 4
 STATE_SCANS = 4
 """True states kept with an experience; solver.horizon may not exceed it."""
 
@@ -189,7 +190,7 @@ def build_experiences(
                 p_bar=0.5,
                 learnability=0.0,
                 version=version,
-            )  # fmt: skip
+            )
         )
     return out
 
@@ -206,5 +207,9 @@ def true_states(side: Side, slack: int) -> NDArray[np.float32]:
 
 
 def plan_ids(config: RunConfig, count: int, rng: np.random.Generator) -> list[int]:
-    """Metering plan of each program: drawn before and independently of everything else."""
-    return [int(i) for i in rng.integers(0, config.scenario.plans, count)]
+    """Metering plan of each program: drawn before and independently of everything else.
+
+    One call uses a few plans only, so that windows are estimated together; over calls all plans come up equally often.
+    """
+    few = rng.choice(config.scenario.plans, min(PLANS_PER_CALL, config.scenario.plans), replace=False)
+    return [int(few[i]) for i in rng.integers(0, few.size, count)]

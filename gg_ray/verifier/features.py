@@ -28,7 +28,7 @@ from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic
 C128 = NDArray[np.complex128]
 SCHEMA = 1
 """Version of the feature layout; kept in every model manifest."""
-ESTIMATORS = 128
+ESTIMATORS = 256
 """Factorised estimators kept per process; the oldest leaves."""
 
 
