@@ -32,8 +32,6 @@ from gg_ray.selfplay.game import Game
 from gg_ray.selfplay.loop import turns
 from gg_ray.selfplay.players import ProposerPlayer, SolverPlayer
 
-SKIP_STEPS = 10
-"""First learner steps left out: filling and warming up."""
 BLOCK, CAPACITY, CALLS = 256, 65_536, 200
 _COLUMNS: dict[str, tuple[tuple[int, ...], type]] = {"x": ((240,), np.float32), "y": ((16,), np.float32)}
 """1 KiB an item."""
@@ -44,7 +42,8 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
     """The async loop on this machine, and the serial loop with the same settings in the same process before it.
 
     Returns: scenario_steps_per_s (exact AC solves, i.e. scans, executed per second), learner_wait_share, policy_lag_p95
-             (versions), overhead_vs_serial and the figures it is made of, after the first SKIP_STEPS steps.
+             (versions), overhead_vs_serial and the figures it is made of, over the second half of the steps: in the
+             first each process compiles kernels and factorises its grids.
              overhead_vs_serial = CPU seconds of all processes (Ray's own too) / CPU seconds that the serial loop
              needs for the same calls, answers and learner steps - 1; core_use = the latter / (wall x cores)
     """
@@ -57,7 +56,7 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
     game, marks = Game(config), []
 
     def on_step(game: Game, buffer: Replay) -> None:
-        if game.step in (SKIP_STEPS, steps):
+        if game.step in (steps // 2, steps):
             marks.append((time.perf_counter(), _cpu_s(), game.settled, game.answered, game.step, game.solves))
 
     with session.start(config.actors):
@@ -76,7 +75,7 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
 
 
 def _serial_costs(config: RunConfig) -> dict[str, float]:
-    """Mean CPU seconds of one call, answer and learner step (its draw and priorities included), first ones left out."""
+    """Mean CPU seconds of one call, answer and learner step (its draw and priorities included), first half left out."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     contexts = context_source(config.scenario.data_dir or None)
@@ -109,14 +108,15 @@ def _serial_costs(config: RunConfig) -> dict[str, float]:
 
     turns(config.selfplay.steps, game, buffer, proposer, solver, on_step)
     torch.set_num_threads(threads)
-    mean = {name: float(np.mean(values[len(values) // 4 :])) for name, values in spent.items()}
-    wall_s = marks[-1][0] - marks[SKIP_STEPS][0]
+    mean = {name: float(np.mean(values[len(values) // 2 :])) for name, values in spent.items()}
+    half = len(marks) // 2
+    wall_s = marks[-1][0] - marks[half][0]
     return {
         "propose": mean["propose"] + mean["insert"] + mean["settle"],
         "answer": mean.get("answer", 0.0) + mean["insert"],
         "learn": mean["learn"] + mean["draw"] + mean["reprioritise"],
-        "solves_per_s": (marks[-1][1] - marks[SKIP_STEPS][1]) / wall_s,
-        "steps_per_s": (len(marks) - 1 - SKIP_STEPS) / wall_s,
+        "solves_per_s": (marks[-1][1] - marks[half][1]) / wall_s,
+        "steps_per_s": (len(marks) - 1 - half) / wall_s,
     }
 
 

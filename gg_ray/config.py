@@ -91,7 +91,7 @@ class VerifierConfig:
     """The network that is deployed."""
 
     encoder: EncoderName = "patch"
-    """Window to node: patch (patch MLP, pooled), tgcn (our recurrent graph cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
+    """Window to node: patch (patch MLP, pooled), tgcn (our recurrent cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
     graph: GraphName = "hybrid"
     """hybrid: GATv2 with edge attributes and a fixed U-Net; sage: the GraphSAGE baseline."""
     hidden: int = 64
@@ -158,8 +158,8 @@ class ProposerConfig:
     """The policy that writes programs."""
 
     hidden: int = 128
-    lr: float = 3e-4
-    batch: int = 128
+    lr: float = 1e-3
+    batch: int = 32
     """Own programs per policy update."""
     clip: float = 0.2
     entropy: float = 0.03
@@ -204,7 +204,7 @@ class SelfplayConfig:
     """ours: gated oracle-normalised learnability; azr, sfl, rzero, regret for comparison."""
     family_choice: Literal["scheduler", "policy"] = "scheduler"
     """policy lets the proposer pick the family: only for the negative control."""
-    steps: int = 600
+    steps: int = 800
     """Verifier steps of the run."""
     programs: int = 32
     """Programs per proposer call; all of one call share a grid."""

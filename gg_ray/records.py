@@ -186,11 +186,19 @@ class Experience:
     @property
     def state_N2(self) -> F32:
         """True state of the last scan: the target of the denoised-state head."""
-        return self.states_SN2[-1]
+        return np.asarray(self.states_SN2[-1])
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.node_TNF, self.edge_TEF, self.xhat_N2, self.states_SN2, self.meas_N2, self.sigma_N2, self.param_E3)
+        arrays = (
+            self.node_TNF,
+            self.edge_TEF,
+            self.xhat_N2,
+            self.states_SN2,
+            self.meas_N2,
+            self.sigma_N2,
+            self.param_E3,
+        )
         return sum(a.nbytes for a in arrays) + self.labels.node_N.nbytes + self.labels.edge_E.nbytes
 
 

@@ -134,18 +134,28 @@ def test_async_goes_on_when_players_are_killed(ray_cluster: None, monkeypatch: p
     assert last["actors/windows_lost"] >= 32
     assert game.calls + game.questions == game.settled + game.answered + game.lost
     assert 0 < len(buffer.table) <= game.inserted, "the run's windows must be back in the local buffer"
-    continued = replace(config, selfplay=replace(config.selfplay, steps=65))
-    selfplay.play(continued, context_source(None), game, buffer, Log())
-    assert game.step == 65
 
 
-def test_async_ends_with_a_clear_error_when_replay_dies(ray_cluster: None) -> None:
-    def kill(game: Game, buffer: RemoteBuffer) -> None:
-        ray.kill(buffer.actor, no_restart=True)
+def test_async_resumes_and_ends_with_a_clear_error_when_replay_dies(
+    serial: tuple[Log, Game, Buffer], ray_cluster: None
+) -> None:
+    """A run that goes on from another's state has its windows at once; without its replay it stops by name."""
+    config = small("async", steps=60)
+    game, buffer = Game(config), Buffer(config)
+    game.load_state_dict(serial[1].state_dict())
+    buffer.load_state_dict(serial[2].state_dict(0))
+    held = len(buffer.table)
+    seen: list[int] = []
 
-    config = small("async")
+    def kill(game: Game, remote: RemoteBuffer) -> None:
+        seen.append(remote.stats()["items"])
+        ray.kill(remote.actor, no_restart=True)
+
     with pytest.raises(ReplayLost, match=r"--resume auto"):
-        selfplay.play(config, context_source(None), Game(config), Buffer(config), Log({3: kill}))
+        selfplay.play(config, context_source(None), game, buffer, Log({32: kill}))
+    assert seen[0] >= held > 0
+    assert game.step >= 32
+    assert len(buffer.table) == held, "nothing can come back from a dead replay"
 
 
 def test_the_evaluator_looks_at_the_weights_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +166,7 @@ def test_the_evaluator_looks_at_the_weights_it_is_given(monkeypatch: pytest.Monk
         def __init__(self, config: RunConfig, contexts: object) -> None: ...
 
         def look(self, network: torch.nn.Module) -> dict[str, float]:
-            seen.append(float(sum(p.abs().sum() for p in network.parameters())))
+            seen.append(float(sum(p.detach().abs().sum() for p in network.parameters())))
             return {"eval/auroc": 0.5}
 
     monkeypatch.setattr("actors.evaluator.QuickLook", Quick)

@@ -40,7 +40,10 @@ def documented() -> dict[str, list[str]]:
 
 def covers(row: str, name: str) -> bool:
     """Whether a documented name, with placeholders such as <family>, stands for a logged one."""
-    return re.fullmatch(re.sub(r"<\w+>", r"[^/]+", re.escape(row).replace(r"\<", "<").replace(r"\>", ">")), name) is not None
+    return (
+        re.fullmatch(re.sub(r"<\w+>", r"[^/]+", re.escape(row).replace(r"\<", "<").replace(r"\>", ">")), name)
+        is not None
+    )
 
 
 def missing(names: set[str]) -> list[str]:
@@ -143,9 +146,11 @@ def test_relative_links_resolve(page: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Words after `gg-ray` of each command in the shell blocks of a page, or in a script; those behind make's ARGS too."""
+    """Words after `gg-ray` of each command in a page's shell blocks or in a script; those in make's ARGS too."""
     text = page.read_text(encoding="utf-8")
-    blocks = [text] if page.suffix == ".sh" else re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = (
+        [text] if page.suffix == ".sh" else re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    )
     for line in "\n".join(blocks).splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "$@"]
         if words[:1] == ["gg-ray"]:

@@ -152,6 +152,10 @@ def test_every_call_is_booked_once_and_figures_are_finite(
         assert all(math.isfinite(value) for value in row.values()), row
 
 
+def size_of(network: torch.nn.Module) -> float:
+    return float(sum(p.detach().double().abs().sum() for p in network.parameters()))
+
+
 class Listener(ProposerPlayer):
     """Remembers with which weights and versions it was asked."""
 
@@ -160,7 +164,7 @@ class Listener(ProposerPlayer):
         self.heard: list[tuple[int, float]] = []
 
     def propose(self, order: Order) -> tuple[Proposed, Any]:
-        total = float(sum(p.double().abs().sum() for p in self.verifier.parameters()))
+        total = size_of(self.verifier)
         self.heard.append((order.verifier_version, total))
         return super().propose(order)
 
@@ -168,13 +172,11 @@ class Listener(ProposerPlayer):
 def test_players_score_with_the_version_that_the_order_names(contexts: ContextSource) -> None:
     config = settings()
     game, buffer, player = Game(config), Buffer(config), Listener(config, contexts)
-    published = {0: float(sum(p.double().abs().sum() for p in game.learner.average.parameters()))}
+    published = {0: size_of(game.learner.average)}
 
     def note(game: Game, _buffer: Any) -> None:
         if game.publish_due():
-            published[game.versions["verifier"]] = float(
-                sum(p.double().abs().sum() for p in game.learner.average.parameters())
-            )
+            published[game.versions["verifier"]] = size_of(game.learner.average)
 
     turns(2 * HALF, game, buffer, player, SolverPlayer(config, contexts), note)
     assert len({version for version, _ in player.heard}) > 1

@@ -52,8 +52,8 @@ def run(case: str = "gb", programs: int = 32, seed: int = 0) -> dict[str, Any]:
     Args:    case of load_case; programs per call; seed of programs, contexts and noise
     Returns: scenario_steps_per_s (execute, gate, one realisation of each passed window and its twin),
              raw_sweep_per_s (PowerFlow.solve alone on the rows of the same programs in the same run), runpp_per_s
-             (pandapower's runpp in a loop on the published net, as called by default; runpp_warm_per_s starts each
-             solve from the last one's result), their ratios, and what was measured.
+             (pandapower's own Newton in a loop on the published net), runpp_lightsim_per_s (the same call where
+             pandapower hands the solve to lightsim2grid), runpp_warm_per_s (that one started from the last result), their ratios, and what was measured.
     Raises:  CaseError for an unknown case.
     """
     grid = load_case(case)
@@ -80,13 +80,16 @@ def run(case: str = "gb", programs: int = 32, seed: int = 0) -> dict[str, Any]:
         raw_s[index] = time.process_time() - started
     scenario = float(rows.sum() / scenario_s.sum())
     raw = float(rows.sum() / raw_s.sum())
-    runpp, warm = _runpp(grid, rng, "auto"), _runpp(grid, rng, "results")
+    runpp = _runpp(grid, rng, "auto", lightsim=False)
+    fast, warm = _runpp(grid, rng, "auto", lightsim=True), _runpp(grid, rng, "results", lightsim=True)
     return {
         "scenario_steps_per_s": scenario,
         "raw_sweep_per_s": raw,
         "ratio_to_raw": scenario / raw,
         "runpp_per_s": runpp,
         "ratio_to_runpp": scenario / runpp,
+        "runpp_lightsim_per_s": fast,
+        "ratio_to_runpp_lightsim": scenario / fast,
         "runpp_warm_per_s": warm,
         "ratio_to_runpp_warm": scenario / warm,
         "scenario_steps_per_s_min": float((rows / scenario_s).min()),
@@ -116,7 +119,7 @@ def _round(executor: Executor, gates: Gates, batch: list[Program], rng: np.rando
     return sum(attempt.solves for attempt in attempts), windows
 
 
-def _runpp(grid: GridCase, rng: np.random.Generator, init: str) -> float:
+def _runpp(grid: GridCase, rng: np.random.Generator, init: str, *, lightsim: bool) -> float:
     """Solves per CPU second of pandapower's runpp on the published net with slightly varied loads."""
     import pandapower as pp
 
@@ -124,11 +127,11 @@ def _runpp(grid: GridCase, rng: np.random.Generator, init: str) -> float:
     base = net.load["p_mw"].to_numpy().copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pp.runpp(net)
+        pp.runpp(net, lightsim2grid=lightsim)
         started = time.process_time()
         for _ in range(_RUNPP_SOLVES):
             net.load["p_mw"] = base * (1 + _RUNPP_SPREAD * rng.standard_normal(base.size))
-            pp.runpp(net, init=init)
+            pp.runpp(net, init=init, lightsim2grid=lightsim)
         return _RUNPP_SOLVES / (time.process_time() - started)
 
 

@@ -276,8 +276,9 @@ class Estimator:
     Factors exist per demand level, and on grids small enough for dense algebra per declared outage pattern too, because
     a chord with the wrong level or topology converges too slowly to be called converged.
 
-    Invariant: factors belong to (case, plan); absent readings have no influence; twelve steps at most bring the update far
-    below the meter noise on every shipped grid (tested). Large grids keep the base topology and take twice as many for outages.
+    Invariant: factors belong to (case, plan); absent readings have no influence; twelve steps at most bring the update
+    far below the meter noise on every shipped grid (tested). Large grids keep the base topology and take twice as many
+    for outages.
     """
 
     def __init__(self, case: GridCase, plan: MeterPlan, steps: int = 12) -> None:
@@ -298,9 +299,7 @@ class Estimator:
         v = v * np.exp(-1j * np.angle(v[case.slack]))
         return _Point(np.angle(v), np.abs(v), Gain(case, self.plan, self._prior, jacobian(case, v)))
 
-    def estimate(
-        self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None
-    ) -> tuple[C128, F64]:
+    def estimate(self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None) -> tuple[C128, F64]:
         """State and normalised residuals of each row.
 
         Args:    z_RM readings with NaN where absent; status_RE declared branch status; y declared admittances
@@ -314,7 +313,7 @@ class Estimator:
         r = np.empty_like(z_RM)
         y = branch_admittance(self.case) if y is None else y
         groups: dict[tuple[int, bytes], list[int]] = {}
-        intact = np.ones(rows, dtype=bool) if status_RE is None else status_RE.all(axis=1)
+        intact: Bool = np.ones(rows, dtype=bool) if status_RE is None else np.asarray(status_RE.all(axis=1))
         for row in range(rows):
             pattern = b"" if intact[row] or status_RE is None else np.packbits(status_RE[row]).tobytes()
             groups.setdefault((int(level[row]), pattern), []).append(row)
@@ -379,7 +378,7 @@ class Estimator:
             warnings.simplefilter("ignore", RuntimeWarning)  # a row without any injection reading
             ratio = z_RM[:, self._scaling] / self._scaling_base
             scale = np.nanmedian(np.where(np.isfinite(ratio), ratio, np.nan), axis=1)
-        return np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0)
+        return np.asarray(np.clip(np.nan_to_num(scale, nan=1.0), 0.3, 2.0))
 
 
 class _Anderson:

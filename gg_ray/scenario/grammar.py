@@ -143,7 +143,8 @@ class Grammar:
     """Legal programs of one grid under one configuration.
 
     Invariant: every event from uniform() or mutate() passes validate(); held-out families never appear unless the
-    grammar was built with all_families (evaluation only). `coordinated` hides an outage only where family T2 is allowed.
+    grammar was built with all_families (evaluation only). `coordinated` hides an outage only
+    where family T2 is allowed.
     """
 
     def __init__(
@@ -270,7 +271,9 @@ class Grammar:
         return None
 
     def mutate(self, events: tuple[Event, ...], plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
-        """ACCEL-style edit: redraw one slot of one event; the result is legal under the plan.  Source: arXiv 2203.01302.
+        """ACCEL-style edit: redraw one slot of one event; the result is legal under the plan.
+
+        Source: ACCEL, arXiv 2203.01302.
 
         The new plan may not meter an old place: such slots are redrawn, and an event without any legal place leaves.
         """
@@ -293,8 +296,8 @@ class Grammar:
     def _masks(self, name: str, plan: MeterPlan) -> dict[str, Bool]:
         """Legal values of every slot of a primitive, by slot name in the order of Event's fields."""
         return {
-            "target": self.target_mask(name, plan), "onset": self.onset_mask(name), "magnitude": self.magnitude_mask(name),
-            "duration": self.duration_mask(name), "support": self.support_mask(name),
+            "target": self.target_mask(name, plan), "onset": self.onset_mask(name),
+            "magnitude": self.magnitude_mask(name), "duration": self.duration_mask(name), "support": self.support_mask(name),
         }  # fmt: skip
 
     def validate(self, program: Program) -> None:
@@ -320,7 +323,9 @@ class Grammar:
             if not (0 <= value < mask.size and mask[value]):
                 allowed = np.flatnonzero(mask)
                 span = f"{allowed.min()}..{allowed.max()}" if allowed.size else "nothing"
-                raise GrammarError(f"event {index} ({event.primitive}): {slot} {value} is not allowed; choose from {span}")
+                raise GrammarError(
+                    f"event {index} ({event.primitive}): {slot} {value} is not allowed; choose from {span}"
+                )
 
 
 @functools.lru_cache(maxsize=512)

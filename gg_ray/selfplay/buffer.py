@@ -69,7 +69,7 @@ class Buffer:
         replay, play = config.replay, config.selfplay
         self.config = config
         self.draws = 0
-        self.table: ReplayTable[list[Experience]] = ReplayTable(
+        self.table: ReplayTable[Sequence[Experience]] = ReplayTable(
             experience_store(replay.max_items), limit_bytes=replay.limit_bytes, describe=describe_experiences
         )
         self.insert_block = 2 * config.scenario.realisations * play.programs
@@ -128,7 +128,9 @@ class Buffer:
             float(np.mean([i.source == "solver" for i in sample.items])),
         )  # fmt: skip
 
-    def reprioritise(self, draw_keys: NDArray[np.uint64], generations: NDArray[np.uint32], priorities: NDArray[np.float64]) -> None:
+    def reprioritise(
+        self, draw_keys: NDArray[np.uint64], generations: NDArray[np.uint32], priorities: NDArray[np.float64]
+    ) -> None:
         """Overwrite priorities after use; updates for evicted items are skipped and counted by the table."""
         self.table.update_priorities(draw_keys, generations, priorities)
 
@@ -150,7 +152,7 @@ class Buffer:
 
 
 def priorities_after(p: NDArray[np.float32], draw: Draw, d_min_star: float) -> NDArray[np.float64]:
-    """[B] 1 - skill of each drawn window under the live weights (single windows, so a coarser estimate than a program's)."""
+    """[B] 1 - skill of each drawn window under the live weights (one window each, so coarser than a program's)."""
     right = np.where(draw.implausible, p, 1.0 - p).astype(np.float64)
     best = np.where(draw.implausible & (draw.p_star > 0.5), draw.p_star, d_min_star)
     return 1.0 - np.clip((right - 0.5) / np.maximum(best - 0.5, 1e-3), 0.0, 1.0)

@@ -187,6 +187,9 @@ class Game:
                 self.solver_rate[case] = _RATE_DECAY * old + (1 - _RATE_DECAY) * rate
         self.solver_stats["completions"] += result.completions
         self.solver_stats["dropped"] += result.dropped
+        self.counters.stopped["G5"] += result.dropped
+        self.counters.seen += result.dropped
+        self.solves += len(result.question.programs) * self.config.scenario.scans
         self.solver_stats["made"] += result.made
         self.lessons.extend(result.lessons)
         self.inserted += result.made
@@ -206,7 +209,11 @@ class Game:
         metrics, p = self.learner.step(draw.batch)
         self.step += 1
         self._metrics |= metrics
-        if self.plays_solver and self.step % self.config.learner.solver_every == 0 and len(self.lessons) >= LESSON_BATCH:
+        if (
+            self.plays_solver
+            and self.step % self.config.learner.solver_every == 0
+            and len(self.lessons) >= LESSON_BATCH
+        ):
             self._metrics |= {f"solver/{k}": v for k, v in self._solver_step().items()}
         if self.config.selfplay.arm == "selfplay":
             taken = self.queue.take(self.versions["proposer"], self.versions["verifier"])
@@ -218,11 +225,14 @@ class Game:
         rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(ROLE_GAME, 2 << 20, self.step)))
         picks = rng.integers(0, len(self.lessons), LESSON_BATCH)
         chosen = [self.lessons[int(i)] for i in picks]
-        batch = collate([l.experience for l in chosen], {l.experience.case: case_static(l.experience.case) for l in chosen})
+        batch = collate(
+            [lesson.experience for lesson in chosen],
+            {lesson.experience.case: case_static(lesson.experience.case) for lesson in chosen},
+        )
         span = self.config.solver.horizon
-        hidden = torch.from_numpy(np.concatenate([l.hidden_N for l in chosen]))
+        hidden = torch.from_numpy(np.concatenate([lesson.hidden_N for lesson in chosen]))
         target = torch.from_numpy(
-            np.concatenate([l.experience.states_SN2[-span:].transpose(1, 0, 2) for l in chosen])
+            np.concatenate([lesson.experience.states_SN2[-span:].transpose(1, 0, 2) for lesson in chosen])
         )  # fmt: skip
         return self.solver.step(batch, hidden, target)
 
@@ -233,11 +243,15 @@ class Game:
         """New weights for the players; versions rise only for networks that changed."""
         self.versions["verifier"] += 1
         out = {"verifier": self.learner.weights()}
-        for name, learner, count in (("proposer", self.policy, self.policy.updates), ("solver", self.solver, self.solver.steps)):
+        trained = (
+            ("proposer", self.policy.proposer, self.policy.updates),
+            ("solver", self.solver.solver, self.solver.steps),
+        )
+        for name, network, count in trained:
             if count != self.published_updates[name]:
                 self.published_updates[name] = count
                 self.versions[name] += 1
-                out[name] = to_numpy(learner.proposer.state_dict() if name == "proposer" else learner.solver.state_dict())  # type: ignore[attr-defined]
+                out[name] = to_numpy(network.state_dict())
         return out
 
     def all_weights(self) -> dict[str, dict[str, NDArray[Any]]]:
@@ -290,7 +304,8 @@ class Game:
 
         c = self.counters
         return {
-            "learner": self.learner.state_dict(), "policy": self.policy.state_dict(), "solver": self.solver.state_dict(),
+            "learner": self.learner.state_dict(), "policy": self.policy.state_dict(),
+            "solver": self.solver.state_dict(),
             "scheduler": self.scheduler.state_dict(), "archive": self.archive.state_dict(),
             "queue": self.queue.state_dict(), "novelty": self.novelty.state_dict(),
             "gates": {"seen": c.seen, "passed": c.passed, "stopped": dict(c.stopped), "by_family": dict(c.by_family)},
@@ -340,8 +355,8 @@ def _pack_lessons(lessons: Sequence[Lesson]) -> dict[str, Any]:
     from gg_ray.replay.segments import encode_experiences
 
     return {
-        "experiences": encode_experiences([l.experience for l in lessons]),
-        "hidden": [l.hidden_N for l in lessons],
+        "experiences": encode_experiences([lesson.experience for lesson in lessons]),
+        "hidden": [lesson.hidden_N for lesson in lessons],
     }  # fmt: skip
 
 

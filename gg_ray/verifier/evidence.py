@@ -1,12 +1,12 @@
 """Fixed summary statistics of a window: what an estimation engineer would compute before any learning.
 
 Flow:    verifier.batch (per-scan features) -> [evidence] -> verifier.model (joins encoder, pooled to the graph)
-Source:  scan statistics (Naus 1965) and cumulative sums (Page 1954) of normalised residuals, largest normalised residual
-         (Schweppe 1970), variance and repeat counts of innovations; docs/adr/0007-verifier-network.md
+Source:  scan statistics (Naus 1965) and cumulative sums (Page 1954) of normalised residuals, largest normalised
+         residual (Schweppe 1970), variance and repeat counts of innovations; docs/adr/0007-verifier-network.md
 Shapes:  n buses or branches, T scans, C = 4 channels
 
-Learned patches see eight scans through a narrow layer. The largest sum over any 1, 2, 4, 8 or 16 neighbouring scans, with
-exact scaling, is what makes a slow 1-sigma bias visible wherever in the window it sits; maxima of these over a graph
+Learned patches see eight scans through a narrow layer. The largest sum over any 1, 2, 4, 8 or 16 neighbouring scans,
+with exact scaling, is what makes a slow 1-sigma bias visible wherever in the window it sits; maxima of these over a graph
 contain the classical tests as a special case.
 """
 
@@ -58,7 +58,9 @@ class Evidence(nn.Module):
 def level(value: Tensor) -> Tensor:
     """Linear in thirds of a sigma up to 12, logarithmic beyond: thresholds near 4 stay sharp, gross errors bounded."""
     size = value.abs()
-    return torch.sign(value) * torch.where(size <= _KNEE, size / 3, _KNEE / 3 + torch.log(size.clamp(min=_KNEE) / _KNEE))
+    return torch.sign(value) * torch.where(
+        size <= _KNEE, size / 3, _KNEE / 3 + torch.log(size.clamp(min=_KNEE) / _KNEE)
+    )
 
 
 def _running(values_nTC: Tensor) -> Tensor:

@@ -163,7 +163,9 @@ class Verifier(nn.Module):
             (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
         )
         encoded = self.edge_encoder(batch.e, index, status)
-        joined = torch.cat((encoded, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1)
+        joined = torch.cat(
+            (encoded, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1
+        )
         return h, fn.gelu(self.edge_join(joined))
 
     def _read_out(

@@ -1,0 +1,245 @@
+"""gg_ray.train and `gg-ray train` as the user starts it: equal runs, resume after a kill, errors with their exit codes.
+
+Golden:    python tests/test_gg_ray_train.py      # writes tests/golden/smoke_losses.json, one thread
+Tolerance: 1e-3 relative, because a few steps of float32 training amplify the rounding of another processor a little
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gg_ray import checkpoint, cli
+from gg_ray.config_io import load
+from gg_ray.registry import Registry
+from gg_ray.run_state import RunFolder
+from gg_ray.scenario.context import context_source
+from gg_ray.selfplay.buffer import Buffer
+from gg_ray.selfplay.game import Game
+from gg_ray.selfplay.loop import turns
+from gg_ray.selfplay.players import ProposerPlayer, SolverPlayer
+from gg_ray.tracking import compare, read_jsonl
+
+GOLDEN = Path(__file__).parent / "golden" / "smoke_losses.json"
+STEPS = 12
+TINY = [
+    "train", "--config", "smoke", "--cases", "case14", "--steps", str(STEPS), "--checkpoint.every-steps", "6",
+    "--learner.publish-every", "6", "--evaluate.every-steps", "0", "--evaluate.held-out-cases", "case30",
+    "--evaluate.windows", "1", "--evaluate.suite", "windows", "--evaluate.no-baselines",
+]  # fmt: skip
+"""The whole path in a few seconds: two checkpoints, window suites, report, registration."""
+
+
+def smoke_losses() -> list[float]:
+    """Losses of the first steps of the smoke run."""
+    config = load("smoke")
+    contexts = context_source(None)
+    game, losses = Game(config), []
+    players = ProposerPlayer(config, contexts), SolverPlayer(config, contexts)
+    turns(6, game, Buffer(config), *players, lambda g, _b: losses.append(g.metrics()["loss/total"]))
+    return losses
+
+
+def test_first_losses_of_the_smoke_run_match_the_golden_file() -> None:
+    assert smoke_losses() == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(autouse=True)
+def in_workshop(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    monkeypatch.setenv("GG_DATA_DIR", "")
+
+
+@pytest.fixture(scope="module")
+def whole(workshop: Path) -> Path:
+    """A finished run."""
+    os.environ["GG_DATA_DIR"] = ""
+    assert cli.main([*TINY, "--out", str(workshop / "whole")]) == 0
+    return workshop / "whole"
+
+
+def resumable(whole: Path, to: Path) -> Path:
+    """A copy of the run as if it had been killed after step 8: the last checkpoint is step 6."""
+    shutil.copytree(whole, to)
+    shutil.rmtree(to / "checkpoints" / f"step-{STEPS}")
+    lines = (to / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (to / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
+    return to
+
+
+def test_a_run_writes_its_directory(whole: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "report/report.md",
+                 "report/results.json", "report/windows.parquet", "report/learning.png", "report/coverage.png"):  # fmt: skip
+        assert (whole / name).exists(), name
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-12", "step-6"]
+    assert load(str(whole / "config.yaml")).selfplay.steps == STEPS
+    version = Registry(whole / "registry").resolve("latest")
+    assert version.metrics["learner_steps"] == STEPS
+    blocks = json.loads((whole / "report" / "results.json").read_text())["results"]
+    assert [block["case"] for block in blocks] == ["case14", "case30"]
+
+
+def test_two_runs_log_the_same_but_for_times(whole: Path, workshop: Path) -> None:
+    assert cli.main([*TINY, "--out", str(workshop / "again")]) == 0
+    assert compare(whole / "metrics.jsonl", workshop / "again" / "metrics.jsonl") == []
+    rows = read_jsonl(whole / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert all("nonfinite" not in row for row in rows)
+    one, two = (Registry(workshop / name / "registry").resolve("latest") for name in ("whole", "again"))
+    assert one.manifest["files"] == two.manifest["files"] if "files" in one.manifest else True
+    assert one.metrics == two.metrics
+
+
+def test_a_resumed_run_logs_what_the_whole_one_did(whole: Path, workshop: Path) -> None:
+    run = resumable(whole, workshop / "resumed")
+    assert cli.main([*TINY, "--out", str(run), "--resume", "auto"]) == 0
+    assert compare(whole / "metrics.jsonl", run / "metrics.jsonl") == []
+
+
+def test_a_run_of_the_same_name_is_moved_aside(whole: Path, workshop: Path) -> None:
+    run = workshop / "twice"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    folder = RunFolder(run, load("smoke"))
+    assert folder.open(None) is None
+    assert (workshop / "twice.1" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
+def test_kill_minus_nine_then_resume(workshop: Path) -> None:
+    args = [sys.executable, "-m", "gg_ray.cli", *TINY, "--steps", "40", "--out", str(workshop / "killed")]
+    args[args.index("--steps") : args.index("--steps") + 2] = []
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    first = workshop / "killed" / "checkpoints" / "step-6" / "manifest.json"
+    with subprocess.Popen(args, cwd=workshop, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 90
+        while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert first.exists(), process.stderr.read().decode() if process.poll() is not None else "no checkpoint in time"
+        process.send_signal(signal.SIGKILL)
+    done = subprocess.run(
+        [*args, "--resume", "auto"], cwd=workshop, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed from step-\d+", done.stdout + done.stderr)
+    assert "registered verifier/v" in done.stdout
+    assert [row["step"] for row in read_jsonl(workshop / "killed" / "metrics.jsonl")] == list(range(1, 41))
+    assert not list((workshop / "killed" / "checkpoints").glob(".tmp-*"))
+
+
+def snapshot(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *args: str) -> str:
+    capsys.readouterr()
+    assert cli.main([*TINY, *args]) == code
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_resume_with_other_settings_names_the_setting(
+    whole: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = resumable(whole, workshop / "other")
+    before = snapshot(run)
+    said = refused(capsys, 1, "--out", str(run), "--resume", "auto", "--learner.lr", "0.5")
+    assert "learner.lr: 0.002 in the checkpoint, 0.5 now" in said
+    assert snapshot(run) == before
+
+
+def test_resume_from_nowhere(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, 2, "--out", str(workshop / "none"), "--resume", str(workshop / "nothing" / "step-3"))
+    assert "no such checkpoint" in said
+    assert not (workshop / "none").exists()
+
+
+@pytest.mark.parametrize("harm", ["torn", "bit"])
+def test_a_damaged_checkpoint_is_passed_over(
+    harm: str, whole: Path, workshop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = workshop / f"damaged-{harm}"
+    shutil.copytree(whole, run)
+    victim = run / "checkpoints" / f"step-{STEPS}" / "game.safetensors"
+    data = bytearray(victim.read_bytes())
+    if harm == "torn":
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    found = RunFolder(run, load(str(run / "config.yaml"))).open("auto")
+    assert found is not None
+    assert found.name == "step-6"
+    assert "game.safetensors" in caplog.text
+    assert ("truncated" if harm == "torn" else "damaged") in caplog.text
+
+
+def test_a_full_disk_ends_the_run_with_a_message(
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_synced", full)
+        said = refused(capsys, 1, "--out", str(workshop / "full"))
+    assert "the disk is full" in said
+    assert not list((workshop / "full" / "checkpoints").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("gg_ray.tracking.JsonlTracker.log", full)
+        said = refused(capsys, 1, "--out", str(workshop / "full2"))
+    assert "the disk is full" in said
+    assert "--resume auto" in said
+
+
+def test_a_checkpoint_of_another_run_starts_a_folder_of_its_own(whole: Path, workshop: Path) -> None:
+    config = load(str(whole / "config.yaml"))
+    busy = workshop / "busy"
+    busy.mkdir()
+    (busy / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    assert RunFolder(busy, config).open(str(whole / "checkpoints" / "step-6")) == whole / "checkpoints" / "step-6"
+    assert not (busy / "metrics.jsonl").exists()
+    assert (workshop / "busy.1" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (("--scenario.d-mni", "4"), ("unknown option --scenario.d-mni", "did you mean --scenario.d-min?")),
+        (("--cases", "case41"), ("case41", "choose from case14")),
+        (("--evaluate.held-out-cases", "case93"), ("case93", "did you mean")),
+        (("--evaluate.suite", "windoze"), ("unknown suite 'windoze'", "timelines")),
+        (("--learner.batch", "1"), ("learner.batch: 1",)),
+    ],
+)
+def test_a_wrong_setting_ends_before_anything_is_made(
+    args: tuple[str, ...], parts: tuple[str, ...], workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, 2, "--out", str(workshop / "wrong"), *args)
+    for part in parts:
+        assert part in said
+    assert not (workshop / "wrong").exists()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps({"torch": torch.__version__, "losses": smoke_losses()}, indent=1) + "\n")
