@@ -91,7 +91,7 @@ class VerifierConfig:
     """The network that is deployed."""
 
     encoder: EncoderName = "patch"
-    """Window to node: patch (patch MLP, pooled), tgcn (our recurrent cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
+    """Window to node: patch (patch MLP, pooled), tgcn (our cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
     graph: GraphName = "hybrid"
     """hybrid: GATv2 with edge attributes and a fixed U-Net; sage: the GraphSAGE baseline."""
     hidden: int = 64

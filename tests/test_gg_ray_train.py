@@ -102,7 +102,6 @@ def test_two_runs_log_the_same_but_for_times(whole: Path, workshop: Path) -> Non
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all("nonfinite" not in row for row in rows)
     one, two = (Registry(workshop / name / "registry").resolve("latest") for name in ("whole", "again"))
-    assert one.manifest["files"] == two.manifest["files"] if "files" in one.manifest else True
     assert one.metrics == two.metrics
 
 
@@ -162,7 +161,7 @@ def test_resume_with_other_settings_names_the_setting(
     run = resumable(whole, workshop / "other")
     before = snapshot(run)
     said = refused(capsys, 1, "--out", str(run), "--resume", "auto", "--learner.lr", "0.5")
-    assert "learner.lr: 0.002 in the checkpoint, 0.5 now" in said
+    assert re.search(r"\(learner\.lr: [0-9.]+ in the checkpoint, 0\.5 now\)", said)
     assert snapshot(run) == before
 
 

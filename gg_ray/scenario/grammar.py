@@ -297,7 +297,8 @@ class Grammar:
         """Legal values of every slot of a primitive, by slot name in the order of Event's fields."""
         return {
             "target": self.target_mask(name, plan), "onset": self.onset_mask(name),
-            "magnitude": self.magnitude_mask(name), "duration": self.duration_mask(name), "support": self.support_mask(name),
+            "magnitude": self.magnitude_mask(name), "duration": self.duration_mask(name), 
+            "support": self.support_mask(name),
         }  # fmt: skip
 
     def validate(self, program: Program) -> None:

@@ -6,7 +6,7 @@ Source:  scan statistics (Naus 1965) and cumulative sums (Page 1954) of normalis
 Shapes:  n buses or branches, T scans, C = 4 channels
 
 Learned patches see eight scans through a narrow layer. The largest sum over any 1, 2, 4, 8 or 16 neighbouring scans,
-with exact scaling, is what makes a slow 1-sigma bias visible wherever in the window it sits; maxima of these over a graph
+with exact scaling, makes a slow 1-sigma bias visible wherever in the window it sits; maxima of these over a graph
 contain the classical tests as a special case.
 """
 
