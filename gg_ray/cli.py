@@ -72,8 +72,10 @@ def train(args: Sequence[str]) -> int:
     if config.mode == "serial":
         return run(config, out=out, resume=options.resume)
     from actors.selfplay import play
+    from actors.session import start
 
-    return run(config, out=out, resume=options.resume, play=play)
+    with start(config.actors):  # one Ray for the run and for its control
+        return run(config, out=out, resume=options.resume, play=play)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,7 @@ class SelfplayConfig:
     """ours: gated oracle-normalised learnability; azr, sfl, rzero, regret for comparison."""
     family_choice: Literal["scheduler", "policy"] = "scheduler"
     """policy lets the proposer pick the family: only for the negative control."""
-    steps: int = 800
+    steps: int = 600
     """Verifier steps of the run."""
     programs: int = 32
     """Programs per proposer call; all of one call share a grid."""
@@ -295,7 +295,7 @@ class EvaluateConfig:
     suite: str = "quick"
     held_out_cases: tuple[str, ...] = ("case39",)
     """Grids no run may train on; every suite runs on the first training grid and on these."""
-    windows: int = 48
+    windows: int = 40
     """Gated windows per family in the window suite."""
     days: int = 12
     """Test days per grid in the timeline suite, one attack episode each; the families take turns."""

@@ -162,7 +162,7 @@ def _snapshot(step: int, config: RunConfig, metrics: dict[str, float], game: Gam
     rates = list(game.solver_rate.values())
     return {
         "step": step, "steps": config.selfplay.steps,
-        "actors": {role: int(metrics.get(f"actors/{role}", 1)) for role in ("proposers", "solvers")},
+        "actors": {"alive": int(metrics.get("actors/alive", 0))},
         "scenarios_per_s": metrics["time/scenarios_per_s"],
         "gates": {name[5:]: value for name, value in metrics.items() if name.startswith("gate/")},
         "families": {name: {"solve": value, "learnability": 1.0 - value} for name, value in skill.items()},

@@ -32,9 +32,9 @@ from gg_ray.selfplay.players import ProposerPlayer, SolverPlayer
 from gg_ray.tracking import compare, read_jsonl
 
 GOLDEN = Path(__file__).parent / "golden" / "smoke_losses.json"
-STEPS = 12
+STEPS = 18
 TINY = [
-    "train", "--config", "smoke", "--cases", "case14", "--steps", str(STEPS), "--checkpoint.every-steps", "6",
+    "train", "--config", "smoke", "--cases", "case14", "--steps", str(STEPS), "--checkpoint.every-steps", "12",
     "--learner.publish-every", "6", "--evaluate.every-steps", "0", "--evaluate.held-out-cases", "case30",
     "--evaluate.windows", "1", "--evaluate.suite", "windows", "--evaluate.no-baselines",
 ]  # fmt: skip
@@ -75,11 +75,11 @@ def whole(workshop: Path) -> Path:
 
 
 def resumable(whole: Path, to: Path) -> Path:
-    """A copy of the run as if it had been killed after step 8: the last checkpoint is step 6."""
+    """A copy of the run as if it had been killed after step 14: the last checkpoint is step 12."""
     shutil.copytree(whole, to)
     shutil.rmtree(to / "checkpoints" / f"step-{STEPS}")
     lines = (to / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (to / "metrics.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
+    (to / "metrics.jsonl").write_text("".join(lines[:14]) + lines[14][:20])
     return to
 
 
@@ -87,7 +87,7 @@ def test_a_run_writes_its_directory(whole: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "report/report.md",
                  "report/results.json", "report/windows.parquet", "report/learning.png", "report/coverage.png"):  # fmt: skip
         assert (whole / name).exists(), name
-    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-12", "step-6"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-12", "step-18"]
     assert load(str(whole / "config.yaml")).selfplay.steps == STEPS
     version = Registry(whole / "registry").resolve("latest")
     assert version.metrics["learner_steps"] == STEPS
@@ -126,7 +126,7 @@ def test_kill_minus_nine_then_resume(workshop: Path) -> None:
     args[args.index("--steps") : args.index("--steps") + 2] = []
     root = Path(__file__).parents[1]
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    first = workshop / "killed" / "checkpoints" / "step-6" / "manifest.json"
+    first = workshop / "killed" / "checkpoints" / "step-12" / "manifest.json"
     with subprocess.Popen(args, cwd=workshop, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 90
         while not first.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         victim.write_bytes(data)
     found = RunFolder(run, load(str(run / "config.yaml"))).open("auto")
     assert found is not None
-    assert found.name == "step-6"
+    assert found.name == "step-12"
     assert "game.safetensors" in caplog.text
     assert ("truncated" if harm == "torn" else "damaged") in caplog.text
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_run_starts_a_folder_of_its_own(whole: Path, wor
     busy = workshop / "busy"
     busy.mkdir()
     (busy / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
-    assert RunFolder(busy, config).open(str(whole / "checkpoints" / "step-6")) == whole / "checkpoints" / "step-6"
+    assert RunFolder(busy, config).open(str(whole / "checkpoints" / "step-12")) == whole / "checkpoints" / "step-12"
     assert not (busy / "metrics.jsonl").exists()
     assert (workshop / "busy.1" / "metrics.jsonl").exists()
 

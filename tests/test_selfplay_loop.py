@@ -188,3 +188,48 @@ def test_the_serial_loop_needs_no_ray() -> None:
     """Imported in a fresh interpreter: this one may have Ray loaded already."""
     code = "import sys, gg_ray.selfplay.loop; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+class Watched(ProposerPlayer):
+    """Keeps the detectability of every valid program that the policy wrote, call by call."""
+
+    def __init__(self, config: RunConfig, contexts: ContextSource) -> None:
+        super().__init__(config, contexts)
+        self.d_eff: list[list[float]] = []
+
+    def propose(self, order: Order) -> tuple[Proposed, Any]:
+        proposed, windows = super().propose(order)
+        rows = [s for s in proposed.summaries if s.program.source == "proposer" and s.gate not in ("G1", "G2")]
+        self.d_eff.append([s.d_eff for s in rows])
+        return proposed, windows
+
+
+def drift(contexts: ContextSource, steps: int, **changes: Any) -> tuple[float, float]:
+    """Median detectability of policy-written anomalies in the first and in the last sixth of a small real run."""
+    base = {
+        "scenario.cases": ["case14"], "scenario.plans": 1, "scenario.realisations": 1, "scenario.recheck_share": 0.0,
+        "learner.lr": 3e-3, "learner.ema": 0.9, "learner.publish_every": 4, "proposer.lr": 1e-2, "proposer.batch": 32,
+        "proposer.entropy": 0.01, "proposer.max_verifier_lag": 1000, "proposer.max_policy_lag": 30,
+        "selfplay.programs": 48, "selfplay.steps": steps, "selfplay.uniform_floor": 0.0, "selfplay.mutation_share": 0.0,
+        "selfplay.anomalous_share": 1.0, "actors.solvers": 0, "replay.samples_per_insert": 1.0, "replay.min_size": 64,
+    }  # fmt: skip
+    config = load("smoke", base | changes)
+    player = Watched(config, contexts)
+    turns(steps, Game(config), Buffer(config), player, SolverPlayer(config, contexts), lambda *_: None)
+    part = len(player.d_eff) // 6
+    first, last = (float(np.median(np.concatenate(rows))) for rows in (player.d_eff[:part], player.d_eff[-part:]))
+    return first, last
+
+
+@pytest.mark.slow
+def test_absolute_zero_verbatim_falls_into_noise_and_ours_does_not(contexts: ContextSource) -> None:
+    """No gates, raw sizes, the policy picks the family, reward 1 - solve rate: what cannot be seen pays best."""
+    verbatim = {
+        "selfplay.reward": "azr", "scenario.gates": "off", "selfplay.family_choice": "policy",
+        "scenario.magnitude": "physical",
+    }  # fmt: skip
+    first, last = drift(contexts, 240, **verbatim)
+    assert last < 0.6 * first
+    assert last < 1.5, "half of d_min: nobody can see it"
+    _, kept = drift(contexts, 140)
+    assert kept > 3.0
