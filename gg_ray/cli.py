@@ -14,7 +14,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -68,14 +69,23 @@ def train(args: Sequence[str]) -> int:
         return 0
     from gg_ray.train import run  # torch and the grids load only when a run starts
 
-    out = options.out or Path("runs") / config.name
+    with loop_of(config) as play:
+        return run(config, out=options.out or Path("runs") / config.name, resume=options.resume, play=play)
+
+
+@contextmanager
+def loop_of(config: RunConfig) -> Iterator[Any]:
+    """The loop of a mode; one Ray serves the run and its control."""
     if config.mode == "serial":
-        return run(config, out=out, resume=options.resume)
+        from gg_ray.selfplay.loop import play as serial_play
+
+        yield serial_play
+        return
     from actors.selfplay import play
     from actors.session import start
 
-    with start(config.actors):  # one Ray for the run and for its control
-        return run(config, out=out, resume=options.resume, play=play)
+    with start(config.actors):
+        yield play
 
 
 @dataclass(frozen=True, kw_only=True)

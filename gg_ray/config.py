@@ -82,6 +82,7 @@ class ScenarioConfig:
         _check(self.fold in range(4), f"scenario.fold: {self.fold}; choose 0, 1, 2 or 3")
         _check(0 < self.kappa[0] <= self.kappa[1] <= 1, f"scenario.kappa: {self.kappa}; need 0 < low <= high <= 1")
         _check(1 <= self.max_events <= 3, f"scenario.max_events: {self.max_events}; choose 1 to 3")
+        _check(1 <= self.plans <= 1_000, f"scenario.plans: {self.plans}; choose 1 to 1000 (evaluation has its own)")
         _check(self.realisations >= 1, "scenario.realisations: at least 1")
         _check(self.d_min < self.d_max, f"scenario.d_min {self.d_min} must lie below scenario.d_max {self.d_max}")
 
@@ -334,6 +335,11 @@ class RunConfig:
         _check(
             self.scenario.scans % self.verifier.patch == 0,
             f"scenario.scans {self.scenario.scans} must be a multiple of verifier.patch {self.verifier.patch}",
+        )
+        _check(
+            self.checkpoint.every_steps % self.learner.publish_every == 0,
+            f"checkpoint.every_steps {self.checkpoint.every_steps} must be a multiple of learner.publish_every"
+            f" {self.learner.publish_every}: a resumed run restarts its players from published weights",
         )
         held = set(self.evaluate.held_out_cases) & set(self.scenario.cases)
         _check(not held, f"evaluate.held_out_cases: {', '.join(sorted(held))} is also trained on")

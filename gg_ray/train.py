@@ -37,7 +37,6 @@ from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import ContextSource, context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
-from gg_ray.selfplay.loop import play as serial_play
 from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, read_jsonl
 from gg_ray.verifier.model import Verifier
 
@@ -54,10 +53,10 @@ class Play(Protocol):
     ) -> None: ...
 
 
-def run(config: RunConfig, out: Path, resume: str | None, play: Play = serial_play) -> int:
+def run(config: RunConfig, out: Path, resume: str | None, play: Play) -> int:
     """One whole run; returns the exit code.
 
-    Args: out  run directory;  resume  None, "auto" or a checkpoint;  play  the loop (serial by default)
+    Args: out  run directory;  resume  None, "auto" or a checkpoint;  play  the loop
     Raises: ConfigError, CheckpointError, ResourceError with the thing named; nothing is left half-written.
     """
     check_suite(config.evaluate.suite)  # before the training, not after it

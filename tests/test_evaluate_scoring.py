@@ -50,7 +50,8 @@ def timelines(maker: SuiteMaker) -> TimelineSuite:
 
 def test_a_network_scores_a_grid_it_never_saw(windows: WindowSuite) -> None:
     method = NetworkMethod("ours", new_verifier(VerifierConfig(hidden=32), 0))
-    block, outputs = window_block(windows, [method], INFO)
+    block, outputs, thresholds = window_block(windows, [method], INFO)
+    assert set(outputs) == set(thresholds) == {"ours"}
     for group, out in zip(windows.test, outputs["ours"], strict=True):
         assert out.score_B.shape == (len(group.families),)
         assert out.node_BN is not None
@@ -64,25 +65,18 @@ def test_a_network_scores_a_grid_it_never_saw(windows: WindowSuite) -> None:
     assert {row.family for row in block.rows if row.method == "ours"} == families | {MACRO}
 
 
-def test_thresholds_do_not_know_the_test_windows(windows: WindowSuite, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[float] = []
-    from gg_ray.evaluate import metrics
-
-    original = metrics.threshold_for_fpr
-    monkeypatch.setattr(metrics, "threshold_for_fpr", lambda *a: seen.append(original(*a)) or seen[-1])
+def test_thresholds_do_not_know_the_test_windows(windows: WindowSuite) -> None:
     method = Mean()
-    window_block(windows, [method], INFO)
+    first = window_block(windows, [method], INFO)[2]["mean"]
     assert method.fit is windows.fit
     other = dataclasses.replace(windows, test=copy.deepcopy(windows.test))
     for group in other.test:
         group.prepared.z_BTM += 100.0
-    window_block(other, [Mean()], INFO)
+    assert window_block(other, [Mean()], INFO)[2]["mean"] == first
     moved = dataclasses.replace(windows, validation=copy.deepcopy(windows.validation))
     for prepared in moved.validation:
         prepared.z_BTM += 1.0
-    window_block(moved, [Mean()], INFO)
-    assert seen[0] == seen[1]
-    assert seen[2] == pytest.approx(seen[0] + 1.0)
+    assert window_block(moved, [Mean()], INFO)[2]["mean"] == pytest.approx(first + 1.0)
 
 
 def test_timeline_thresholds_do_not_know_the_test_days(

@@ -83,7 +83,7 @@ def test_attacks_are_rare_and_each_day_has_one(timelines: TimelineSuite) -> None
 
 
 def test_a_look_sees_its_own_past_only(timelines: TimelineSuite) -> None:
-    """Windows of a day whose readings after some scan are replaced by nonsense: those that ended before do not change."""
+    """Readings after some scan are replaced by nonsense: windows that ended before it do not change."""
     suite = maker(days=1)
     kept: list[tuple[object, object]] = []
     original = suite._cut

@@ -87,7 +87,7 @@ def test_overrides_win_over_the_file_and_leave_the_rest() -> None:
     assert (config.learner.lr, config.learner.loss.twin, config.scenario.kappa) == (1e-3, 2.0, (0.2, 0.3))
     expected = [
         "scenario.kappa: (0.35, 0.7) -> (0.2, 0.3)",
-        "learner.lr: 0.002 -> 0.001",
+        "learner.lr: 0.003 -> 0.001",
         "learner.loss.twin: 0.5 -> 2.0",
     ]
     assert diff(load("smoke"), config) == expected

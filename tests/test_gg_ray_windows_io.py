@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from gg_ray.config_io import load
+from gg_ray.grid.cases import load_case
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import Program, Window
 from gg_ray.scenario.context import context_source
 from gg_ray.scenario.executor import Executor
-from gg_ray.grid.cases import load_case
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.windows_io import MAX_SCANS, WindowFileError, read_windows, write_windows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gg_ray import cli
 from gg_ray.config import ConfigError, RunConfig
 from gg_ray.config_io import from_dict, load, parse, setting_paths
 from gg_ray.doctor import Check
+from gg_ray.options import options_of
 
 
 class Recorder:
@@ -22,7 +24,7 @@ class Recorder:
     out: Path
     resume: str | None
 
-    def run(self, config: RunConfig, *, out: Path, resume: str | None) -> int:
+    def run(self, config: RunConfig, *, out: Path, resume: str | None, play: object) -> int:
         self.config, self.out, self.resume = config, out, resume
         return 7
 
@@ -33,6 +35,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Record
     module = types.ModuleType("gg_ray.train")
     module.run = recorder.run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gg_ray.train", module)
+    monkeypatch.setattr(cli, "loop_of", lambda _config: nullcontext())  # no Ray
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GG_DATA_DIR", raising=False)
     return recorder
@@ -86,18 +89,18 @@ def test_print_config_prints_what_would_run_and_stops(recorder: Recorder, capsys
 
 
 def test_every_setting_is_an_option() -> None:
-    options = set(cli.options_of(cli.TrainOptions))
+    options = set(options_of(cli.TrainOptions))
     assert {f"--{path.replace('_', '-')}" for path in setting_paths()} <= options
 
 
 def test_options_of_agrees_with_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help"]) == 0
     words = set(capsys.readouterr().out.replace(",", " ").replace("│", " ").split())
-    assert [option for option in cli.options_of(cli.TrainOptions) if option not in words] == []
+    assert [option for option in options_of(cli.TrainOptions) if option not in words] == []
 
 
 def test_aliases_stand_for_settings_and_are_in_the_help() -> None:
-    options = set(cli.options_of(cli.TrainOptions))
+    options = set(options_of(cli.TrainOptions))
     assert set(cli.TRAIN_ALIASES.values()) <= options
     assert not set(cli.TRAIN_ALIASES) & options
     assert [alias for alias in cli.TRAIN_ALIASES if alias not in (cli.TrainOptions.__doc__ or "")] == []
@@ -107,7 +110,7 @@ def test_aliases_stand_for_settings_and_are_in_the_help() -> None:
     ("args", "part"),
     [
         (["tarin"], "did you mean train?"),
-        (["xyzzy"], "choose from train, doctor"),
+        (["xyzzy"], "choose from train, evaluate, score"),
         (["train", "--scenario.gatez", "off"], "did you mean --scenario.gates?"),
         (["train", "--gatez", "off"], "did you mean --gates?"),
         (["train", "--learner.hidden=3"], "--verifier.hidden"),

@@ -58,7 +58,7 @@ def logged() -> set[str]:
     config = replace(
         smoke,
         scenario=replace(smoke.scenario, cases=("case14",), plans=1),
-        learner=replace(smoke.learner, batch=8, solver_every=1, publish_every=2),
+        learner=replace(smoke.learner, batch=8, solver_every=1, publish_every=3),
         proposer=replace(smoke.proposer, batch=4),
         selfplay=replace(smoke.selfplay, steps=12),
         replay=replace(smoke.replay, min_size=8, samples_per_insert=0.5),

@@ -189,9 +189,13 @@ def test_no_settings_lock_up(
 ) -> None:
     config = small(
         **{
-            "selfplay.programs": programs, "scenario.realisations": realisations, "learner.batch": batch,
-            "replay.samples_per_insert": ratio, "replay.min_size": least, "replay.max_items": 64,
-        }  # fmt: skip
+            "selfplay.programs": programs,
+            "scenario.realisations": realisations,
+            "learner.batch": batch,
+            "replay.samples_per_insert": ratio,
+            "replay.min_size": least,
+            "replay.max_items": 64,
+        }
     )
     turns_without_work(config, 20, [*made, 1])
 

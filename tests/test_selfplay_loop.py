@@ -29,7 +29,8 @@ HALF = 12
 
 
 def settings(**changes: Any) -> RunConfig:
-    base = {"scenario.cases": ["case14"], "selfplay.steps": 2 * HALF, "learner.publish_every": 6}
+    base = {"scenario.cases": ["case14"], "selfplay.steps": 2 * HALF, "learner.publish_every": 6,
+            "checkpoint.every_steps": 12}
     return load("smoke", base | changes)
 
 
@@ -38,7 +39,9 @@ def contexts() -> ContextSource:
     return context_source(None)
 
 
-def run_to(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer, steps: int) -> list[dict[str, float]]:
+def run_to(
+    config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer, steps: int
+) -> list[dict[str, float]]:
     """Plays on to a step. Returns: what was measured at each step on the way."""
     seen: list[dict[str, float]] = []
     players = ProposerPlayer(config, contexts), SolverPlayer(config, contexts)
@@ -123,7 +126,7 @@ def test_stopped_and_resumed_equals_never_stopped(
 
 def test_a_stop_within_a_turn_changes_nothing(contexts: ContextSource) -> None:
     """The limiter often allows both an insert and a draw: a resumed run must draw on, as the other one did."""
-    config = settings(**{"learner.publish_every": 7, "selfplay.steps": 16})
+    config = settings(**{"learner.publish_every": 7, "checkpoint.every_steps": 14, "selfplay.steps": 16})
     game, buffer = Game(config), Buffer(config)
     run_to(config, contexts, game, buffer, 16)
     stopped, held = Game(config), Buffer(config)
@@ -208,7 +211,8 @@ def drift(contexts: ContextSource, steps: int, **changes: Any) -> tuple[float, f
     """Median detectability of policy-written anomalies in the first and in the last sixth of a small real run."""
     base = {
         "scenario.cases": ["case14"], "scenario.plans": 1, "scenario.realisations": 1, "scenario.recheck_share": 0.0,
-        "learner.lr": 3e-3, "learner.ema": 0.9, "learner.publish_every": 4, "proposer.lr": 1e-2, "proposer.batch": 32,
+        "learner.lr": 3e-3, "learner.ema": 0.9, "learner.publish_every": 4,
+        "checkpoint.every_steps": 4, "proposer.lr": 1e-2, "proposer.batch": 32,
         "proposer.entropy": 0.01, "proposer.max_verifier_lag": 1000, "proposer.max_policy_lag": 30,
         "selfplay.programs": 48, "selfplay.steps": steps, "selfplay.uniform_floor": 0.0, "selfplay.mutation_share": 0.0,
         "selfplay.anomalous_share": 1.0, "actors.solvers": 0, "replay.samples_per_insert": 1.0, "replay.min_size": 64,

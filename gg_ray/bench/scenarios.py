@@ -53,8 +53,8 @@ def run(case: str = "gb", programs: int = 32, seed: int = 0) -> dict[str, Any]:
     Returns: scenario_steps_per_s (execute, gate, one realisation of each passed window and its twin),
              raw_sweep_per_s (PowerFlow.solve alone on the rows of the same programs in the same run), runpp_per_s
              (pandapower's own Newton in a loop on the published net), runpp_lightsim_per_s (the same call where
-             pandapower hands the solve to lightsim2grid), runpp_warm_per_s (that one started from the last result), their
-             ratios, and what was measured.
+             pandapower hands the solve to lightsim2grid), runpp_warm_per_s (that one started from the last result),
+             their ratios, and what was measured.
     Raises:  CaseError for an unknown case.
     """
     grid = load_case(case)

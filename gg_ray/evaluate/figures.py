@@ -139,7 +139,7 @@ def gate_rates(step_K: ArrayLike, rates: Mapping[str, ArrayLike], path: Path) ->
         _line(ax, i, np.asarray(step_K), np.asarray(values, dtype=np.float64), name)
     ax.set_ylim(-0.02, 1.03)
     ax.set_xlabel("step", fontsize=10)
-    ax.set_ylabel("share passing", fontsize=10)
+    ax.set_ylabel("share of programs", fontsize=10)
     figure.legend(fontsize=9, frameon=False, loc="outside right upper")
     return _save(figure, path)
 

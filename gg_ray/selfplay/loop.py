@@ -50,19 +50,12 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
 def turns(steps: int, game: Game, buffer: Replay, proposer: Proposes, solver: Answers, on_step: OnStep) -> None:
     """Propose, answer, learn, in turns, until the game has made `steps` Verifier steps.
 
-    Invariant: inserts and draws alternate as the limiter says, so the order of events depends on counts alone.
+    Invariant: inserts and draws alternate as the limiter says, so the order of events depends on counts alone. Draws
+    come first: a run that stopped in the middle of its draws goes on with them.
     """
     proposer.load(game.all_weights())
     solver.load(game.all_weights())
     while game.step < steps:
-        if buffer.may_insert():
-            result, windows = proposer.propose(game.order())
-            buffer.insert_kept(windows, game.settle(result), game.step, batch_id=2 * result.order.call_id)
-            question = game.question() if game.plays_solver else None
-            if question is not None:
-                answer, made = solver.answer(question)
-                game.settle_answer(answer)
-                buffer.insert(made, game.step, batch_id=2 * question.call_id + 1)
         while buffer.may_draw() and game.step < steps:
             draw = buffer.draw()
             buffer.reprioritise(draw.keys, draw.generations, game.learn(draw))
@@ -71,3 +64,11 @@ def turns(steps: int, game: Game, buffer: Replay, proposer: Proposes, solver: An
                 proposer.load(weights)
                 solver.load(weights)
             on_step(game, buffer)
+        if game.step < steps and buffer.may_insert():
+            result, windows = proposer.propose(game.order())
+            buffer.insert_kept(windows, game.settle(result), game.step, batch_id=2 * result.order.call_id)
+            question = game.question() if game.plays_solver else None
+            if question is not None:
+                answer, made = solver.answer(question)
+                game.settle_answer(answer)
+                buffer.insert(made, game.step, batch_id=2 * question.call_id + 1)
