@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gg_ray.baselines.lnr import Lnr, PgmEstimator, residual_variance, scada_plan
+from gg_ray.grid import estimation
 from gg_ray.grid.cases import load_case, with_tap
 from gg_ray.grid.estimation import Estimator
 from gg_ray.grid.meters import MeterPlan, draw_plan, measure
@@ -49,8 +50,12 @@ def test_exact_readings_give_the_exact_state() -> None:
     assert np.abs(v - case.v0 * np.exp(-1j * np.angle(case.v0[case.slack]))).max() < 1e-6
 
 
-def test_half_absent_sensors_keep_their_other_half() -> None:
-    """P without Q, Q without P, a bus without either and a silent row: as our estimator treats them."""
+def test_half_absent_sensors_keep_their_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P without Q, Q without P, a bus without either and a silent row: as our estimator treats them.
+
+    Compared at convergence: our estimator otherwise stops each row at a step of 2e-5, which may leave as much error.
+    """
+    monkeypatch.setattr(estimation, "_SETTLED", 1e-9)
     case = load_case("case14")
     plan, z = readings("case14", (0.9, 1.0), 1)
     z = np.repeat(z, 5, axis=0)

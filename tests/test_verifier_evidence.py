@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gg_ray.verifier import evidence
 from gg_ray.verifier.evidence import EVIDENCE, SPANS, Evidence, level
 
 CHANNELS = 4
@@ -95,6 +96,36 @@ def test_levels_are_odd_and_never_fall(value: float, more: float) -> None:
     low, high = level(torch.tensor(value)), level(torch.tensor(value + more))
     assert high >= low - 1e-5
     assert level(torch.tensor(-value)) == -low
+
+
+@pytest.mark.parametrize("scans", [1, 3, 12, 16, 48])
+def test_sums_equal_plain_loops_at_every_length(scans: int) -> None:
+    residual = 3.0 * torch.randn(7, scans, CHANNELS, generator=torch.Generator().manual_seed(2))
+    table = _table(_input(7, scans, residual))
+    for row, span in enumerate(SPANS):
+        width = min(span, scans)
+        sums = torch.stack([residual[:, t : t + width].sum(dim=1) for t in range(scans - width + 1)])
+        assert torch.allclose(table[:, row], level(sums.abs().amax(dim=0) / width**0.5), atol=1e-4)
+
+
+def test_a_gross_value_does_not_blur_what_follows() -> None:
+    residual = torch.randn(1, 48, CHANNELS, generator=torch.Generator().manual_seed(3))
+    gross = residual.clone()
+    gross[:, 0] = 1e3
+    plain, after = (_table(_input(1, 48, r))[:, ENDING : ENDING + 2] for r in (residual, gross))
+    assert torch.equal(plain, after)
+
+
+def test_rows_are_judged_alike_in_blocks_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(23, 16, 21, generator=torch.Generator().manual_seed(4))
+    x[..., 4:20:5] = x[..., 4:20:5].abs().clamp(max=1.0)
+    before = x.clone()
+    whole = Evidence()(x)
+    alone = torch.cat([Evidence()(x[i : i + 1]) for i in range(23)])
+    monkeypatch.setattr(evidence, "BLOCK_ROWS", 5)
+    torch.testing.assert_close(Evidence()(x), whole, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(alone, whole, atol=1e-6, rtol=1e-6)
+    assert torch.equal(x, before), "the features belong to the caller"
 
 
 def test_evidence_has_no_weights_and_passes_gradients() -> None:

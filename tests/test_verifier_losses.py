@@ -70,6 +70,13 @@ def test_injections_equal_a_dense_ybus(seed: int) -> None:
         np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=tolerance * max(1.0, float(np.abs(want).max())))
 
 
+def readings(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Unit normals with fresh masks between 0 and 1."""
+    x = rng.standard_normal(shape)
+    x[..., 4:20:5] = rng.random(x[..., 4:20:5].shape)
+    return x
+
+
 def labelled_batch(seed: int = 0, graphs: int = 4, scans: int = 16) -> GraphBatch:
     rng = np.random.default_rng(seed)
     edge_index, phys, shunt = random_network(rng)
@@ -90,8 +97,8 @@ def labelled_batch(seed: int = 0, graphs: int = 4, scans: int = 16) -> GraphBatc
     declared = np.stack((phys[:, 5], phys[:, 3], np.ones(e)), axis=1)
     batch = from_arrays(
         static,
-        node_BTNF=rng.standard_normal((graphs, scans, n, F_NODE)),
-        edge_BTEF=rng.standard_normal((graphs, scans, e, F_EDGE)),
+        node_BTNF=readings(rng, (graphs, scans, n, F_NODE)),
+        edge_BTEF=readings(rng, (graphs, scans, e, F_EDGE)),
         xhat_BN2=state + rng.normal(0, 0.003, state.shape),
         meas_BN2=np.where(np.isinf(sigma), 0.0, power),
         sigma_BN2=sigma,

@@ -180,7 +180,7 @@ def test_every_parameter_is_used() -> None:
     out = model(batch)
     weighted = [(getattr(out, f.name) * torch.randn_like(getattr(out, f.name))).sum() for f in dataclasses.fields(out)]
     torch.stack(weighted).sum().backward()
-    dead = [k for k, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0]
+    dead = [k for k, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) < 1e-5]
     assert dead == []
 
 

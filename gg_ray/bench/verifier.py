@@ -83,13 +83,21 @@ def synthetic_batch(buses: int, scans: int, rng: np.random.Generator) -> GraphBa
     declared = np.ones((1, branches, 3), np.float32)
     return from_arrays(
         static,
-        node_BTNF=rng.standard_normal((1, scans, buses, F_NODE), np.float32),
-        edge_BTEF=rng.standard_normal((1, scans, branches, F_EDGE), np.float32),
+        node_BTNF=_readings(rng, (1, scans, buses, F_NODE)),
+        edge_BTEF=_readings(rng, (1, scans, branches, F_EDGE)),
         xhat_BN2=0.01 * rng.standard_normal((1, buses, 2), np.float32),
         meas_BN2=np.zeros((1, buses, 2), np.float32),
         sigma_BN2=np.ones((1, buses, 2), np.float32),
         param_BE3=declared,
     )
+
+
+def _readings(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Unit normals; every fifth column is a fresh mask, 0 to 1, as verifier.batch defines it."""
+    out = rng.standard_normal(shape, np.float32)
+    masks = out[..., 4:20:5]
+    masks[...] = rng.random(masks.shape, np.float32)
+    return out
 
 
 def _tgcn_loop(batch: GraphBatch) -> float:

@@ -255,7 +255,8 @@ def _row_basis(block: F64, keep: float = 1e-8) -> F64:
 
 LEVELS = (0.55, 0.7, 0.85, 1.0)
 """Demand levels at which an estimator keeps an operating point; rows use the nearest one."""
-_TOPOLOGIES = 64
+_TOPOLOGIES = 8
+"""Outage patterns whose factors an estimator keeps: each is as large as an operating point."""
 _SETTLED = 2e-5
 """Largest step, p.u. or rad, at which an estimate counts as converged: a hundredth of a voltage class."""
 

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 SPANS = (1, 2, 4, 8, 16)
-"""Lengths of the scan windows over which residuals are summed."""
+"""Lengths of the scan windows over which residuals are summed; each twice the one before."""
 EVIDENCE = 4 * (len(SPANS) + 9)
 """Statistics per bus or branch."""
+BLOCK_ROWS = 512
+"""Rows whose statistics are made at a time."""
 _LIMIT = 8.0
+_DENSE = torch.contiguous_format
 _KNEE = 12.0
 _CHANNEL = 5
 _ZETA, _RESIDUAL, _DELTA, _FRESH = 1, 2, 3, 4
@@ -28,31 +31,51 @@ _ZETA, _RESIDUAL, _DELTA, _FRESH = 1, 2, 3, 4
 class Evidence(nn.Module):
     """[n, T, >= 20] per-scan features -> [n, EVIDENCE] statistics; no weights.
 
-    Invariant: defined for every window length; a channel without readings gives zeros.
+    Invariant: defined for every window length; a channel without readings gives zeros; rows are independent.
     """
 
     def forward(self, x_nTF: Tensor) -> Tensor:
-        n, scans, _ = x_nTF.shape
-        x = x_nTF[..., : 4 * _CHANNEL].reshape(n, scans, 4, _CHANNEL)
-        weight = x[..., _FRESH]
-        seen = (weight.amax(dim=1) > 0).to(x.dtype)
-        residual = torch.sinh(x[..., _RESIDUAL].clamp(-_LIMIT, _LIMIT))
-        moves = torch.sinh(x[..., _DELTA].clamp(-_LIMIT, _LIMIT))
-        zeta = torch.sinh(x[..., _ZETA].clamp(-_LIMIT, _LIMIT))
-        sums, square = _running(residual), _running(residual.square())
-        parts = [level(_over(sums, min(span, scans)).abs().amax(dim=1) / min(span, scans) ** 0.5) for span in SPANS]
-        ending = [level(_over(sums, min(span, scans))[:, -1] / min(span, scans) ** 0.5) for span in (4, 8)]
-        burst = torch.log(_over(square, 4).amax(dim=1) / 4 + 0.1) * seen
-        count = weight.sum(dim=1).clamp(min=1e-3)
-        spread = torch.log((moves.square() * weight).sum(dim=1) / count + 0.05) * seen
-        swing = torch.log(_over(_running(moves.square()), 4).amax(dim=1) / 4 + 0.1) * seen
-        quiet = (moves.abs() < 1e-4).to(x.dtype) * (weight > 0.1)
-        still = _over(_running(quiet), min(8, scans)).amax(dim=1) / 8
-        half = scans // 2
-        shift = level((zeta[:, half:].mean(dim=1) - zeta[:, :half].mean(dim=1)).abs() * half**0.5 / 2**0.5)
-        jump = level(moves.abs().amax(dim=1))
-        mean = torch.log(residual.square().mean(dim=1) + 0.05) * seen
-        return torch.cat((*parts, *ending, burst, spread, swing, still, shift, jump, mean), dim=1)
+        """Statistics of each row, statistic by statistic and within it channel by channel."""
+        # intermediates of a block stay in cache, as in temporal.PatchEncoder
+        raw_nSC = torch.cat([_statistics(block) for block in torch.split(x_nTF, BLOCK_ROWS)], dim=1).transpose(0, 1)
+        sizes, powers, still, seen = raw_nSC.split((len(SPANS) + 4, 4, 1, 1), dim=1)
+        floor = powers.new_tensor([0.1, 0.05, 0.1, 0.05])[:, None]
+        levels, logs = level(sizes), torch.log(powers + floor) * seen
+        spans = len(SPANS) + 2
+        return torch.cat((levels[:, :spans], logs[:, :3], still, levels[:, spans:], logs[:, 3:]), dim=1).flatten(1)
+
+
+def _statistics(x_nTF: Tensor) -> Tensor:
+    """[len(SPANS) + 10, n, C]: largest sums, two last sums, shift, jump; burst, spread, swing, mean; still; seen."""
+    n, scans, _ = x_nTF.shape
+    # time first: sums and maxima over scans then run over contiguous rows. Cloned because four strided passes over
+    # memory that is not yet in cache take longer
+    x = x_nTF[..., : 4 * _CHANNEL].clone().reshape(n, scans, 4, _CHANNEL).transpose(0, 1)
+    weight, delta = x[..., _FRESH].clone(memory_format=_DENSE), x[..., _DELTA].clone(memory_format=_DENSE)
+    # comparisons in place stay float: torch has no vector kernel from float to bool
+    quiet = delta.detach().abs().lt_(1e-4).mul_(weight.gt(0.1))
+    residual = _linear(x[..., _RESIDUAL].clone(memory_format=_DENSE))
+    zeta = _linear(x[..., _ZETA].clone(memory_format=_DENSE))
+    moves = _linear(delta)
+    square, energy = residual * residual, moves * moves
+    sums = _sums(residual, len(SPANS))
+    widths = [min(span, scans) for span in SPANS]
+    half = scans // 2
+    shift = (zeta[half:].sum(dim=0) / (scans - half) - zeta[:half].sum(dim=0) / max(half, 1)).abs()
+    return torch.stack(
+        (
+            *(total.abs().amax(dim=0) / width**0.5 for total, width in zip(sums, widths, strict=True)),
+            *(sums[i][-1] / widths[i] ** 0.5 for i in (2, 3)),
+            shift * half**0.5 / 2**0.5,
+            moves.abs().amax(dim=0),
+            _sums(square, 3)[-1].amax(dim=0) / 4,
+            (energy * weight).sum(dim=0) / weight.sum(dim=0).clamp(min=1e-3),
+            _sums(energy, 3)[-1].amax(dim=0) / 4,
+            square.sum(dim=0) / scans,
+            _sums(quiet, 4)[-1].amax(dim=0) / 8,
+            (weight.amax(dim=0) > 0).to(weight.dtype),
+        )
+    )
 
 
 def level(value: Tensor) -> Tensor:
@@ -63,11 +86,21 @@ def level(value: Tensor) -> Tensor:
     )
 
 
-def _running(values_nTC: Tensor) -> Tensor:
-    """[n, T + 1, C] running sums with a leading zero."""
-    return torch.cat((torch.zeros_like(values_nTC[:, :1]), values_nTC.cumsum(dim=1)), dim=1)
+def _linear(values: Tensor) -> Tensor:
+    """Values in sigmas from their inverse hyperbolic sine, in place."""
+    return values.clamp_(-_LIMIT, _LIMIT).sinh_()
 
 
-def _over(running_nTC: Tensor, span: int) -> Tensor:
-    """[n, T - span + 1, C] sums over every window of `span` scans."""
-    return running_nTC[:, span:] - running_nTC[:, :-span]
+def _sums(values_TnC: Tensor, count: int) -> list[Tensor]:
+    """Sums over every min(k, T) neighbouring scans, [T - min(k, T) + 1, n, C] for k = 1, 2, 4, ... (count of them).
+
+    By doubling: differences of running sums would lose small values behind a gross one to rounding.
+    """
+    scans, width, out = values_TnC.shape[0], 1, [values_TnC]
+    while len(out) < count:
+        if 2 * width <= scans:
+            out.append(out[-1][:-width] + out[-1][width:])
+            width *= 2
+        else:
+            out.append(values_TnC.sum(dim=0, keepdim=True))
+    return out

@@ -101,7 +101,7 @@ class Verifier(nn.Module):
         self.node_hidden = Dense(width, width)
         self.node_head = Dense(width, 1)
         self.state_head = Dense(width, 4)
-        self.gate = Dense(width, 1)
+        self.gate = Dense(width, 1, bias=False)  # a bias would cancel in the normalised attention
         self.graph_hidden = Dense(2 * width + EDGE_WIDTH + _SUMMARY + 2 * EVIDENCE, width)
         self.graph_head = Dense(width, 3 + len(TYPES))
         self.register_buffer("state_scale", torch.tensor(STATE_SCALE), persistent=False)
