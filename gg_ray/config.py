@@ -233,7 +233,7 @@ class SelfplayConfig:
 class ReplayConfig:
     """The buffer between actors and learner."""
 
-    limit_bytes: int = 512 * 2**20
+    limit_bytes: int = 192 * 2**20
     """Payload kept before eviction, bytes; the process needs about 1.2 times this."""
     max_items: int = 200_000
     min_size: int = 256
