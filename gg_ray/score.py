@@ -21,8 +21,7 @@ from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, TYPES, Verdict, Window
 from gg_ray.registry import Registry, RegistryError, Version
-from gg_ray.verifier.batch import from_arrays
-from gg_ray.verifier.features import SCHEMA, Featurizer, case_static
+from gg_ray.verifier.features import SCHEMA, Featurizer, batch_of
 from gg_ray.verifier.model import Verifier
 from gg_ray.windows_io import WindowFileError
 
@@ -82,11 +81,7 @@ def _one(
 ) -> Verdict:
     prepared = featurizer.prepare([window], plan)
     f = featurizer.features(prepared)
-    static = case_static(window.case)
-    batch = from_arrays(
-        static, node_BTNF=f.node_BTNF, edge_BTEF=f.edge_BTEF, xhat_BN2=f.xhat_BN2, meas_BN2=f.meas_BN2,
-        sigma_BN2=f.sigma_BN2, param_BE3=f.param_BE3,
-    )  # fmt: skip
+    batch = batch_of(window.case, f)
     out = network(batch)
     score, disturbance = float(out.implausible[0]), float(out.disturbance[0])
     case = prepared.case

@@ -19,8 +19,7 @@ from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows
 from gg_ray.evaluate.suites import Group, TimelineSuite, WindowSuite
 from gg_ray.records import F64, I64, TYPES
-from gg_ray.verifier.batch import from_arrays
-from gg_ray.verifier.features import Featurizer, Prepared, case_static
+from gg_ray.verifier.features import Featurizer, Prepared, batch_of, case_static
 from gg_ray.verifier.model import Verifier
 
 FPR = 0.05
@@ -67,11 +66,7 @@ class NetworkMethod:
         parts: list[tuple[F64, F64, F64, I64]] = []
         for start in range(0, len(features.xhat_BN2), block):
             cut = slice(start, start + block)
-            batch = from_arrays(
-                static, node_BTNF=features.node_BTNF[cut], edge_BTEF=features.edge_BTEF[cut],
-                xhat_BN2=features.xhat_BN2[cut], meas_BN2=features.meas_BN2[cut], sigma_BN2=features.sigma_BN2[cut],
-                param_BE3=features.param_BE3[cut],
-            )  # fmt: skip
+            batch = batch_of(prepared.case.name, features, cut)
             out = self.network(batch)
             family = out.type[:, 1:].argmax(dim=1) + 1
             logit = out.implausible.double()

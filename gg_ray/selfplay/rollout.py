@@ -21,8 +21,7 @@ from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.executor import Attempt, Executor, Side
 from gg_ray.scenario.gates import Gates
 from gg_ray.selfplay.rewards import learnability, p_bar_anomalous, p_bar_benign, p_star, skill
-from gg_ray.verifier.batch import from_arrays
-from gg_ray.verifier.features import Features, Featurizer, case_static
+from gg_ray.verifier.features import Features, Featurizer, batch_of, case_static
 from gg_ray.verifier.model import Verifier
 
 PLANS_PER_CALL = 4
@@ -154,11 +153,7 @@ def score(network: Verifier, case: str, features: Features, block: int = 64) -> 
     out = []
     for start in range(0, len(features.xhat_BN2), per_block):
         part = slice(start, start + per_block)
-        batch = from_arrays(
-            static, node_BTNF=features.node_BTNF[part], edge_BTEF=features.edge_BTEF[part],
-            xhat_BN2=features.xhat_BN2[part], meas_BN2=features.meas_BN2[part], sigma_BN2=features.sigma_BN2[part],
-            param_BE3=features.param_BE3[part],
-        )  # fmt: skip
+        batch = batch_of(case, features, part)
         out.append(torch.sigmoid(network(batch).implausible).double().numpy())
     return np.concatenate(out)
 

@@ -23,7 +23,7 @@ from gg_ray.grid.estimation import Estimator
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.grid.ybus import branch_admittance
 from gg_ray.records import F32, F64, Window
-from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic
+from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic, GraphBatch, from_arrays
 
 C128 = NDArray[np.complex128]
 SCHEMA = 1
@@ -230,3 +230,16 @@ def case_static(name: str) -> CaseStatic:
         region=case.region, n_regions=int(case.region.max()) + 1, edge_phys_base=phys,
         node_shunt=np.stack([case.gs, case.bs], axis=1),
     )  # fmt: skip
+
+
+def batch_of(case: str, features: Features, rows: slice = slice(None)) -> GraphBatch:
+    """Unlabelled network batch of some windows of one grid: the path of scoring, evaluation and serving."""
+    return from_arrays(
+        case_static(case),
+        node_BTNF=features.node_BTNF[rows],
+        edge_BTEF=features.edge_BTEF[rows],
+        xhat_BN2=features.xhat_BN2[rows],
+        meas_BN2=features.meas_BN2[rows],
+        sigma_BN2=features.sigma_BN2[rows],
+        param_BE3=features.param_BE3[rows],
+    )
