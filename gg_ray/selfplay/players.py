@@ -36,7 +36,7 @@ from gg_ray.selfplay.solver import Solver, correct, sample
 from gg_ray.verifier.batch import collate
 from gg_ray.verifier.features import case_static
 
-ROLE_PROPOSER, ROLE_SOLVER, ROLE_WEIGHTS = 1, 2, 4
+ROLE_PROPOSER, ROLE_SOLVER = 1, 2
 _SEED_SPACE = 1 << 48
 
 
