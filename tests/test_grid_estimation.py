@@ -184,7 +184,7 @@ def test_misfit_equals_the_dense_formula(prior: object) -> None:
     rng = np.random.default_rng(0)
     a = rng.standard_normal((5, plan.size)) * plan.sigma
     a[1:] *= rng.random((4, plan.size)) < 0.2
-    got = gain.misfit(a, np.zeros((5, 3 * case.n_bus)))
+    got = gain.misfit(np.hstack([a, np.zeros((5, 3 * case.n_bus))]))
     np.testing.assert_allclose(got, [dense_misfit(case, plan, made, row) for row in a], rtol=1e-5)
 
 
@@ -196,12 +196,13 @@ def test_stealth_with_matching_injections_costs_nothing_and_without_them_at_most
     dx = 0.01 * np.random.default_rng(1).standard_normal((3, 2 * case.n_bus))
     dx[:, case.slack] = 0
     a, u = (gain.h_m @ dx.T).T, (gain.h_u @ dx.T).T
-    size = (u * u) @ gain.pseudo
-    alone = gain.misfit(a, np.zeros_like(u))
-    assert (gain.misfit(a, u) <= 1e-6 * size).all()
+    weight, pseudo = np.split(gain.precision, [plan.size])
+    size = (u * u) @ pseudo
+    alone = gain.misfit(np.hstack([a, np.zeros_like(u)]))
+    assert (gain.misfit(np.hstack([a, u])) <= 1e-6 * size).all()
     assert (alone > 0).all()
     assert (alone <= size * (1 + 1e-9)).all()
-    assert (alone <= (a * a) @ gain.weight * (1 + 1e-9)).all()
+    assert (alone <= (a * a) @ weight * (1 + 1e-9)).all()
 
 
 def test_sparse_and_dense_factors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +212,8 @@ def test_sparse_and_dense_factors_give_the_same(monkeypatch: pytest.MonkeyPatch)
     sparse = Gain(case, plan, wide_prior(case))
     np.testing.assert_allclose(sparse.omega, dense.omega, rtol=1e-6)
     a = np.random.default_rng(0).standard_normal((4, plan.size)) * plan.sigma
-    u = np.zeros((4, 3 * case.n_bus))
-    np.testing.assert_allclose(sparse.misfit(a, u), dense.misfit(a, u), rtol=1e-6)
+    au = np.hstack([a, np.zeros((4, 3 * case.n_bus))])
+    np.testing.assert_allclose(sparse.misfit(au), dense.misfit(au), rtol=1e-6)
     assert (dense.omega > 0).all()
     assert (dense.omega <= plan.sigma**2).all()
 
@@ -245,7 +246,7 @@ def test_d_eff_of_sparse_innovations_equals_the_sum_over_modes_of_full_rows() ->
         a, u = np.zeros((scans, plan.size)), np.zeros((scans, 3 * case.n_bus))
         a[:, item.meters], u[:, item.pseudo] = item.a_Tc, item.u_Tk
         want = sum(
-            detect.gains[level[k]].misfit((vectors[:, k] @ a)[None], (vectors[:, k] @ u)[None])[0] for k in range(scans)
+            detect.gains[level[k]].misfit((vectors[:, k] @ np.hstack([a, u]))[None])[0] for k in range(scans)
         )
         np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-12)
     assert got[2] == 0

@@ -180,7 +180,7 @@ def _bias(plan: MeterPlan, channel: int, size: float, start: int = 4, stop: int 
 def _exact(plan: MeterPlan, item: Innovation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Dense noise model of the stacked window. Returns: anomaly a [T M], factor of its covariance, Sigma^-1 a."""
     gain = Detectability(SMALL, plan, LOAD_NOISE, LOAD_RHO).gains[1]
-    h_m, h_u = np.asarray(gain.h_m), np.asarray(gain.h_u)
+    h_m, h_u = gain.h_m.toarray(), gain.h_u.toarray()
     prior = plausible_prior(SMALL, LOAD_NOISE)
     weight = np.concatenate([prior.p**-2.0, prior.q**-2.0, np.where(np.isinf(prior.v), 0.0, prior.v**-2.0)])
     precision = h_u.T @ (weight[:, None] * h_u)

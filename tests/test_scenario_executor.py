@@ -207,8 +207,8 @@ def test_exact_stealth_is_invisible_to_a_residual_that_sees_a_bias_of_the_same_s
         # Only meters: with the forecast as good as absent, a detector of snapshots has nothing else to compare with.
         free = Gain(CASE, attempt.plan, type(gain.prior)(*(np.full(CASE.n_bus, 1e3) for _ in range(3))))
         a_TM = attempt.main.mean_TM - attempt.twin.mean_TM
-        lam = free.misfit(a_TM, np.zeros((16, 3 * CASE.n_bus))).sum()
-        shares[name] = lam / float((a_TM**2 @ free.weight).sum())
+        lam = free.misfit(np.hstack([a_TM, np.zeros((16, 3 * CASE.n_bus))])).sum()
+        shares[name] = lam / float((a_TM**2 @ free.precision[: attempt.plan.size]).sum())
     assert shares["stealth_fdia"] < 1e-2
     assert shares["bias"] > 0.1
 

@@ -119,22 +119,38 @@ class Gain:
         n = case.n_bus
         full = jacobian(case, case.v0) if h is None else h
         self.pseudo_channels = np.concatenate([np.arange(n, 2 * n), np.arange(2 * n, 3 * n), np.arange(n)])
-        h_m, h_u = full[plan.channels], full[self.pseudo_channels]
-        self.weight = 1.0 / plan.sigma**2
         with np.errstate(divide="ignore"):
-            self.pseudo = np.concatenate([1.0 / prior.p**2, 1.0 / prior.q**2, 1.0 / prior.v**2])
+            pseudo = np.concatenate([1.0 / prior.p**2, 1.0 / prior.q**2, 1.0 / prior.v**2])
+        self.precision = np.concatenate([1.0 / plan.sigma**2, pseudo])
+        """[M + U] inverse variance of every reading, then of every pseudo-measurement."""
+        self.h = full[np.concatenate([plan.channels, self.pseudo_channels])]
+        # Sparse on every grid: a bus has few branches, so even at 14 buses the dense product is the slower one.
+        self._h_t = self.h.T.tocsr()
+        weighted = sp.csr_matrix(
+            (self.h.data * np.repeat(self.precision, np.diff(self.h.indptr)), self.h.indices, self.h.indptr),
+            shape=self.h.shape,
+        )
         # The slack angle is the reference; the faint rest keeps a bus that declarations cut off from being singular.
-        anchor = sp.diags(np.where(np.arange(2 * n) == case.slack, 1e8, 1e-3))
-        gain = (h_m.T @ sp.diags(self.weight) @ h_m + h_u.T @ sp.diags(self.pseudo) @ h_u + anchor).tocsc()
+        anchor = np.where(np.arange(2 * n) == case.slack, 1e8, 1e-3)
         self._inverse: F64 | None = None
         self.dense = 2 * n <= DENSE_STATES
         if self.dense:
-            self._inverse = sla.inv(gain.toarray())
-            h_m, h_u = h_m.toarray(), h_u.toarray()
+            gain = (self._h_t @ weighted).toarray()
+            gain[np.diag_indices(2 * n)] += anchor
+            self._inverse = sla.inv(gain, overwrite_a=True, check_finite=False)
         else:
-            self._lu = splu(gain)
-        self.h_m, self.h_u = h_m, h_u
+            self._lu = splu((self._h_t @ weighted + sp.diags(anchor)).tocsc())
         self._omega: F64 | None = None
+
+    @property
+    def h_m(self) -> sp.csr_matrix:
+        """[M, X] rows of the installed meters."""
+        return self.h[: self.plan.size]
+
+    @property
+    def h_u(self) -> sp.csr_matrix:
+        """[U, X] rows of the pseudo-measurements."""
+        return self.h[self.plan.size :]
 
     def solve(self, rhs_XR: F64) -> F64:
         """G^-1 rhs for [X, R]."""
@@ -142,9 +158,9 @@ class Gain:
             return np.asarray(self._inverse @ rhs_XR)
         return np.asarray(self._lu.solve(np.ascontiguousarray(rhs_XR)))
 
-    def gradient(self, a_RM: F64, u_RU: F64) -> F64:
-        """[X, R] right-hand side Hm' W a + Hu' D^-1 u."""
-        return np.asarray(self.h_m.T @ (a_RM * self.weight).T + self.h_u.T @ (u_RU * self.pseudo).T)
+    def gradient(self, au_RK: F64) -> F64:
+        """[X, R] right-hand side Hm' W a + Hu' D^-1 u from [a, u] side by side, K = M + U."""
+        return np.asarray(self._h_t @ (au_RK * self.precision).T)
 
     @property
     def omega(self) -> F64:
@@ -154,23 +170,22 @@ class Gain:
         """
         if self._omega is None:
             spread = np.empty(self.plan.size)
-            if self._inverse is not None:
-                spread[:] = np.einsum("mx,mx->m", self.h_m @ self._inverse, self.h_m)
-            else:
-                for start in range(0, spread.size, 256):
-                    rows = self.h_m[start : start + 256]
-                    spread[start : start + 256] = rows.multiply(self.solve(rows.T.toarray()).T).sum(axis=1).A1
+            h_m = self.h_m
+            for start in range(0, spread.size, 256):
+                rows = h_m[start : start + 256]
+                solved = rows @ self._inverse if self._inverse is not None else self.solve(rows.T.toarray()).T
+                spread[start : start + 256] = rows.multiply(solved).sum(axis=1).A1
             r = self.plan.sigma**2
             self._omega = np.clip(r - spread, 0.1 * r, r)
         return np.asarray(self._omega)
 
-    def misfit(self, a_RM: F64, u_RU: F64) -> F64:
+    def misfit(self, au_RK: F64) -> F64:
         """[R] squared distance of innovations to the plausible set: min_dx |a - Hm dx|_W^2 + |u - Hu dx|_D^2.
 
-        a_RM acts on the meters, u_RU on the pseudo-measurements (zero for pure data anomalies).
+        Side by side in au_RK: a acts on the meters, u on the pseudo-measurements (zero for pure data anomalies).
         """
-        rhs = self.gradient(a_RM, u_RU)
-        total = (a_RM * a_RM) @ self.weight + (u_RU * u_RU) @ self.pseudo
+        rhs = self.gradient(au_RK)
+        total = (au_RK * au_RK) @ self.precision
         return np.asarray(np.maximum(total - np.einsum("xr,xr->r", rhs, self.solve(rhs)), 0.0))
 
 
@@ -215,19 +230,17 @@ class Detectability:
             if not chosen.shape[1]:
                 continue
             owners: list[int] = []
-            a_rows: list[F64] = []
-            u_rows: list[F64] = []
+            rows: list[F64] = []
+            meters = gain.plan.size
             for program, item in enumerate(innovations):
                 block = np.concatenate([chosen.T @ item.a_Tc, chosen.T @ item.u_Tk], axis=1)
                 for row in _row_basis(block):
-                    a_row, u_row = np.zeros(gain.plan.size), np.zeros(self.n_pseudo)
-                    np.add.at(a_row, item.meters, row[: item.meters.size])
-                    np.add.at(u_row, item.pseudo, row[item.meters.size :])
+                    spread = np.zeros(meters + self.n_pseudo)
+                    np.add.at(spread, np.concatenate([item.meters, meters + item.pseudo]), row)
                     owners.append(program)
-                    a_rows.append(a_row)
-                    u_rows.append(u_row)
+                    rows.append(spread)
             if owners:
-                np.add.at(out, owners, gain.misfit(np.stack(a_rows), np.stack(u_rows)))
+                np.add.at(out, owners, gain.misfit(np.stack(rows)))
         return out
 
 
@@ -257,6 +270,8 @@ LEVELS = (0.55, 0.7, 0.85, 1.0)
 """Demand levels at which an estimator keeps an operating point; rows use the nearest one."""
 _TOPOLOGIES = 8
 """Outage patterns whose factors an estimator keeps: each is as large as an operating point."""
+_JACOBIANS, _GRIDS = 128, 16
+"""Jacobians kept per grid, and grids: what a run of a few grids with single declared outages uses again."""
 _SETTLED = 2e-5
 """Largest step, p.u. or rad, at which an estimate counts as converged: a hundredth of a voltage class."""
 
@@ -265,17 +280,16 @@ _SETTLED = 2e-5
 class _Point:
     """An operating point of an estimator: where the chord iteration starts and what it factorised."""
 
-    theta: F64
-    vm: F64
+    v: C128
     gain: Gain
-    y: BranchAdmittance | None = None
 
 
 class Estimator:
     """Prior-aided weighted-least-squares estimate of every scan (accelerated chord Gauss-Newton on cached factors).
 
     Factors exist per demand level, and on grids small enough for dense algebra per declared outage pattern too, because
-    a chord with the wrong level or topology converges too slowly to be called converged.
+    a chord with the wrong level or topology converges too slowly to be called converged. Jacobians depend on the grid
+    alone and are shared by the estimators of all metering plans.
 
     Invariant: factors belong to (case, plan); absent readings have no influence; twelve steps at most bring the update
     far below the meter noise on every shipped grid (tested). Large grids keep the base topology and take twice as many
@@ -285,20 +299,22 @@ class Estimator:
     def __init__(self, case: GridCase, plan: MeterPlan, steps: int = 12) -> None:
         self.case, self.plan, self.steps = case, plan, steps
         self._prior = wide_prior(case)
+        self._shared = _linearisations(case)
         base = measure(case, case.v0[None])[0]
-        self.points = [self._point(case, v) for v in _operating_points(case)]
+        self.points = [self._point(level) for level in range(len(self._shared.states))]
         self.gain = self.points[-1].gain
         self._special: OrderedDict[tuple[int, bytes], _Point] = OrderedDict()
         self._centre = base[self.gain.pseudo_channels]
+        self._channels = np.concatenate([plan.channels, self.gain.pseudo_channels])
         demand = np.zeros(plan.layout.size, dtype=bool)
         demand[case.n_bus : 2 * case.n_bus] = case.load_p > 0.02
         demand[case.n_bus + case.gen_bus] = False
         self._scaling = np.flatnonzero(demand[plan.channels])
         self._scaling_base = base[plan.channels[self._scaling]]
 
-    def _point(self, case: GridCase, v: C128) -> _Point:
-        v = v * np.exp(-1j * np.angle(v[case.slack]))
-        return _Point(np.angle(v), np.abs(v), Gain(case, self.plan, self._prior, jacobian(case, v)))
+    def _point(self, level: int, status_E: Bool | None = None) -> _Point:
+        h = self._shared.jacobian(level, status_E)
+        return _Point(self._shared.states[level], Gain(self.case, self.plan, self._prior, h))
 
     def estimate(self, z_RM: F64, status_RE: Bool | None = None, y: BranchAdmittance | None = None) -> tuple[C128, F64]:
         """State and normalised residuals of each row.
@@ -334,9 +350,7 @@ class Estimator:
         if key in self._special:
             self._special.move_to_end(key)
             return self._special[key]
-        v = point.vm * np.exp(1j * point.theta)
-        h = jacobian(self.case, v, _without(branch_admittance(self.case), status[0]))
-        special = _Point(point.theta, point.vm, Gain(self.case, self.plan, self._prior, h))
+        special = self._point(index, status[0])
         self._special[key] = special
         if len(self._special) > _TOPOLOGIES:
             self._special.popitem(last=False)
@@ -345,19 +359,19 @@ class Estimator:
     def _iterate(
         self, z_RM: F64, scale: F64, point: _Point, status_RE: Bool | None, y: BranchAdmittance, steps: int
     ) -> tuple[C128, F64]:
-        case, gain, channels = self.case, point.gain, self.plan.channels
-        rows, n = z_RM.shape[0], case.n_bus
+        case, gain = self.case, point.gain
+        (rows, meters), n = z_RM.shape, case.n_bus
         present = np.isfinite(z_RM)
-        z = np.where(present, z_RM, 0.0)
-        centre = np.tile(self._centre, (rows, 1))
-        centre[:, : 2 * n] *= scale[:, None]
-        x = np.tile(np.concatenate([point.theta, point.vm]), (rows, 1))
+        # readings and pseudo-measurements side by side
+        z = np.concatenate([np.where(present, z_RM, 0.0), np.tile(self._centre, (rows, 1))], axis=1)
+        z[:, meters : meters + 2 * n] *= scale[:, None]
+        used = np.concatenate([present, np.ones((rows, self._centre.size), dtype=bool)], axis=1)
+        x = np.tile(np.concatenate([np.angle(point.v), np.abs(point.v)]), (rows, 1))
         memory = _Anderson()
         live = np.arange(rows)
         for _ in range(steps):
             h = measure(case, x[live, n:] * np.exp(1j * x[live, :n]), y, None if status_RE is None else status_RE[live])
-            misfit = np.where(present[live], z[live] - h[:, channels], 0.0)
-            step = gain.solve(gain.gradient(misfit, centre[live] - h[:, gain.pseudo_channels])).T
+            step = gain.solve(gain.gradient((z[live] - h[:, self._channels]) * used[live])).T
             x[live] = memory.next(x[live], np.clip(step, -0.5, 0.5))
             x[:, n:] = np.clip(x[:, n:], 0.3, 1.7)
             # Each row stops by itself: its result must not depend on the rows it is batched with.
@@ -368,8 +382,8 @@ class Estimator:
             memory.keep(moving)
         theta, vm = x[:, :n], x[:, n:]
         v = vm * np.exp(1j * theta)
-        h = measure(case, v, y, status_RE)[:, channels]
-        return v, np.where(present, z - h, 0.0) / np.sqrt(gain.omega)
+        h = measure(case, v, y, status_RE)[:, self.plan.channels]
+        return v, np.where(present, z[:, :meters] - h, 0.0) / np.sqrt(gain.omega)
 
     def _scale(self, z_RM: F64) -> F64:
         """[R] demand level of each row: median ratio of metered to base demand, 1 where none is read."""
@@ -414,24 +428,50 @@ def _without(y: BranchAdmittance, status_E: Bool) -> BranchAdmittance:
     return BranchAdmittance(y.yff * status_E, y.yft * status_E, y.ytf * status_E, y.ytt * status_E)
 
 
+class _Linearisations:
+    """Operating points of a grid and its Jacobians there, per declared outage pattern: the same for every plan."""
+
+    def __init__(self, case: GridCase) -> None:
+        self.case = case
+        self.states = [v * np.exp(-1j * np.angle(v[case.slack])) for v in _operating_points(case)]
+        self._y = branch_admittance(case)
+        self._kept: OrderedDict[tuple[int, bytes], sp.csr_matrix] = OrderedDict()
+
+    def jacobian(self, level: int, status_E: Bool | None = None) -> sp.csr_matrix:
+        """[F, 2N] at operating point `level`; status_E leaves branches out. The least used ones are forgotten."""
+        key = (level, b"" if status_E is None else np.packbits(status_E).tobytes())
+        if key not in self._kept:
+            y = self._y if status_E is None else _without(self._y, status_E)
+            self._kept[key] = jacobian(self.case, self.states[level], y)
+            if len(self._kept) > _JACOBIANS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
 def _operating_points(case: GridCase) -> tuple[C128, ...]:
-    """States at LEVELS (all of them, or the base state alone where one does not converge); cached per case."""
+    """States at LEVELS, or the base state alone where one of them does not converge."""
+    from gg_ray.grid.powerflow import PowerFlow
+
+    levels = np.array(LEVELS)[:, None]
+    solution = PowerFlow(case).solve(
+        case.load_p * levels, case.load_q * levels, case.gen_p * levels, np.tile(case.gen_v, (len(LEVELS), 1))
+    )  # fmt: skip
+    lower = tuple(solution.v_RN[:-1]) if solution.converged_R[:-1].all() else ()
+    return (*lower, case.v0)
+
+
+def _linearisations(case: GridCase) -> _Linearisations:
+    """The linearisations of a grid, made once per process."""
     key = case.sha256()
-    if key not in _POINTS:
-        from gg_ray.grid.powerflow import PowerFlow
-
-        levels = np.array(LEVELS)[:, None]
-        solution = PowerFlow(case).solve(
-            case.load_p * levels, case.load_q * levels, case.gen_p * levels, np.tile(case.gen_v, (len(LEVELS), 1))
-        )  # fmt: skip
-        lower = tuple(solution.v_RN[:-1]) if solution.converged_R[:-1].all() else ()
-        if len(_POINTS) >= 16:
-            _POINTS.pop(next(iter(_POINTS)))
-        _POINTS[key] = (*lower, case.v0)
-    return _POINTS[key]
+    if key not in _SHARED:
+        if len(_SHARED) >= _GRIDS:
+            _SHARED.pop(next(iter(_SHARED)))
+        _SHARED[key] = _Linearisations(case)
+    return _SHARED[key]
 
 
-_POINTS: dict[str, tuple[C128, ...]] = {}
+_SHARED: dict[str, _Linearisations] = {}
 
 
 class LinearFlow:
