@@ -40,12 +40,13 @@ class Crew:
 
     def __init__(
         self, config: RunConfig, actor: type, method: str, kinds: Sequence[str], versions: Mapping[str, int], size: int,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any], grids: Any,
     ) -> None:  # fmt: skip
         """
-        Args:    actor  class constructed with the config, its `method(work, posted)` answers (summary, windows)
+        Args:    actor  class constructed with config and grids, its `method(work, posted)` answers (summary, windows)
                  kinds  weights its calls carry;  versions  the game's, read at each publication
                  size   actors, 0 for a crew that is never asked;  options  resources of one actor
+                 grids  the training grids, or Ray's reference to them: an actor need not load them itself
         """
         self.method, self.kinds, self._versions = method, tuple(kinds), versions
         self._timeout_s = config.actors.call_timeout_s
@@ -54,7 +55,7 @@ class Crew:
         self.pool: ActorPool | None = None
         if size:
             self.pool = ActorPool(
-                lambda index: remote.remote(config), size=size, in_flight=config.actors.in_flight, returns=2,
+                lambda index: remote.remote(config, grids), size=size, in_flight=config.actors.in_flight, returns=2,
                 min_healthy=min(size, config.actors.min_healthy), call_timeout_s=self._timeout_s,
                 name=f"{method} actors", rng=np.random.default_rng(config.seed),
             )  # fmt: skip

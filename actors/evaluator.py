@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from actors.crew import ONE_THREAD
 from gg_ray.config import RunConfig
 from gg_ray.evaluate.look import QuickLook
+from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.scenario.context import context_source
 
@@ -30,9 +31,10 @@ NICENESS = 10
 class EvaluatorActor:
     """One Verifier and the fixed windows it is looked at with."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
         os.nice(NICENESS)
         torch.set_num_threads(1)
+        adopt(grids)
         self.quick = QuickLook(config, context_source(config.scenario.data_dir or None))
         self.network = new_verifier(config.verifier, config.seed).eval()
 
@@ -48,8 +50,8 @@ class Looks:
     A look that comes due while another runs is left out; one that fails is counted and logged, and the run goes on.
     """
 
-    def __init__(self, config: RunConfig, options: Mapping[str, Any]) -> None:
-        self._config, self._options = config, dict(options)
+    def __init__(self, config: RunConfig, options: Mapping[str, Any], grids: Any = ()) -> None:
+        self._config, self._options, self._grids = config, dict(options), grids
         self._actor: Any = None
         self._ref: Any = None
         self.failures = 0
@@ -63,7 +65,7 @@ class Looks:
         if self._actor is None:
             remote = ray.remote(EvaluatorActor)
             options = {"max_restarts": -1, "max_task_retries": 0, "runtime_env": ONE_THREAD, **self._options}
-            self._actor = remote.options(**options).remote(self._config)
+            self._actor = remote.options(**options).remote(self._config, self._grids)
         self._ref = self._actor.look.remote(dict(weights), step)
 
     def arrived(self) -> dict[str, float]:

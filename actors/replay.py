@@ -6,12 +6,13 @@ Source:  docs/adr/0011-distributed-loop.md; calls and not bytes are the limit, s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,13 @@ from torch import Tensor
 
 from actors.crew import ONE_THREAD
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.selfplay.buffer import Buffer, Draw
 
 logger = logging.getLogger(__name__)
+
+SEGMENTS_AHEAD = 4
+"""Payload segments made before the first of them has been taken."""
 
 
 class ReplayLost(RuntimeError):
@@ -37,8 +42,9 @@ class ReplayActor:
     does not queue behind inserts, and takes the lock for one method's time at most.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
         torch.set_num_threads(1)
+        adopt(grids)
         self.buffer = Buffer(config)
         self._lock = threading.Lock()
 
@@ -63,6 +69,14 @@ class ReplayActor:
         with self._lock:
             return pack(self.buffer.draw()) if self.buffer.may_draw() else None
 
+    @ray.method(num_returns="streaming")
+    def snapshot(self, tail: int) -> Iterator[Any]:
+        """The buffer's state without its payload, then the payload segment by segment."""
+        with self._lock:
+            state, segments = self.buffer.snapshot(tail)
+            yield state
+            yield from segments
+
     @ray.method(concurrency_group="watch")
     def stats(self) -> dict[str, Any]:
         with self._lock:
@@ -76,14 +90,17 @@ class RemoteBuffer:
     the next draw or the oldest offer can always be sent, because the limiter never refuses both sides.
     """
 
-    def __init__(self, config: RunConfig, options: Mapping[str, Any], *, stats_age_s: float = 0.0) -> None:
+    def __init__(
+        self, config: RunConfig, options: Mapping[str, Any], grids: Any = (), *, stats_age_s: float = 0.0
+    ) -> None:
         """
-        Args:    options  resources of the actor;  stats_age_s  how old `stats` may be, 0 asks at every call
+        Args:    options  resources of the actor;  grids  the training grids or Ray's reference to them
+                 stats_age_s  how old `stats` may be, 0 asks at every call
         """
         self._timeout_s, self._stats_age_s = config.actors.call_timeout_s, stats_age_s
         # no overload of ray.remote knows concurrency_groups
         remote: Any = ray.remote(concurrency_groups={"watch": 1})(ReplayActor)  # type: ignore[call-overload]
-        self.actor: Any = remote.options(max_restarts=0, runtime_env=ONE_THREAD, **options).remote(config)
+        self.actor: Any = remote.options(max_restarts=0, runtime_env=ONE_THREAD, **options).remote(config, grids)
         self._stats: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._offers: deque[tuple[Any, Sequence[int] | None, int, int]] = deque()
         self._sent: Any = None
@@ -127,7 +144,11 @@ class RemoteBuffer:
         return self._stats[1]
 
     def state_dict(self, tail: int) -> dict[str, Any]:
-        state: dict[str, Any] = self._call("state_dict", tail)
+        """As Buffer.state_dict. Segments cross the object store a few at a time, so it need not hold them all."""
+        stream = self.actor.snapshot.options(_generator_backpressure_num_objects=SEGMENTS_AHEAD).remote(tail)
+        # arrays from Ray are views that pin the object store (ray #8227)
+        state: dict[str, Any] = copy.deepcopy(self._get(next(stream)))
+        state["table"]["payload"] = [np.array(self._get(ref)) for ref in stream]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

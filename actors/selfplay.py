@@ -14,9 +14,9 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import ray
 import torch
 
 from actors import placement, session
@@ -24,9 +24,10 @@ from actors.crew import Crew
 from actors.evaluator import Looks
 from actors.pool import Lost
 from actors.proposer import proposer_crew
-from actors.replay import RemoteBuffer, ReplayLost
+from actors.replay import RemoteBuffer
 from actors.solver import solver_crew
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import load_case
 from gg_ray.replay.limiter import StalenessManager
 from gg_ray.scenario.context import ContextSource
 from gg_ray.selfplay.buffer import Buffer
@@ -43,13 +44,11 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
     """Run (or continue) a game until its last step, on the Ray that runs or on one of its own.
 
     Args:    contexts  not used here: each actor reads its own source, from scenario.data_dir
-             buffer    start state; at the end, also after an error, its newest checkpoint.replay_tail windows are
-                       those of the run
+             buffer    start state, handed over and left empty; the run's windows are to be had from the RemoteBuffer
              on_step   gets a RemoteBuffer in its place; in async mode it must not look (evaluate.look) by itself
     Raises:  ResourceError, SessionError, PoolError, CrewError, ReplayLost: what is missing and the way out.
     """
-    folder = config.scenario.data_dir  # an actor's working folder is another one
-    config = replace(config, scenario=replace(config.scenario, data_dir=str(Path(folder).resolve()) if folder else ""))
+    config = session.absolute(config)
     with ExitStack() as stack:
         here = stack.enter_context(session.start(config.actors))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -58,31 +57,23 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
         granted = placement.acquire(replace(shape, learner=None), config.actors.start_timeout_s)
         stack.callback(placement.release, granted)
         overlap = config.mode == "async"
-        replay = RemoteBuffer(config, granted.options("replay"), stats_age_s=1.0 if overlap else 0.0)
+        grids = ray.put([load_case(name) for name in config.scenario.cases])
+        replay = RemoteBuffer(config, granted.options("replay"), grids, stats_age_s=1.0 if overlap else 0.0)
         stack.callback(replay.close)
-        proposers, solvers = proposer_crew(config, game, granted), solver_crew(config, game, granted)
+        proposers, solvers = proposer_crew(config, game, granted, grids), solver_crew(config, game, granted, grids)
         stack.callback(proposers.close)
         stack.callback(solvers.close)
+        inserts = buffer.limiter.inserts
         replay.load_state_dict(buffer.state_dict(0))
+        buffer.clear()
         game.forget_running()
-        try:
-            if overlap:
-                looks = Looks(config, granted.options("evaluator"))
-                stack.callback(looks.close)
-                FreeRun(config, game, replay, proposers, solvers, looks, buffer.limiter.inserts).run(on_step)
-            else:
-                turns(config.selfplay.steps, game, replay, proposers, solvers, on_step)
-        except ReplayLost:
-            raise  # nothing to bring back
-        except BaseException:
-            _bring_back(config, game, replay, buffer)
-            raise
-        _bring_back(config, game, replay, buffer)
-
-
-def _bring_back(config: RunConfig, game: Game, replay: RemoteBuffer, buffer: Buffer) -> None:
-    game.forget_running()
-    buffer.load_state_dict(replay.state_dict(config.checkpoint.replay_tail))
+        if overlap:
+            looks = Looks(config, granted.options("evaluator"), grids)
+            stack.callback(looks.close)
+            FreeRun(config, game, replay, proposers, solvers, looks, inserts).run(on_step)
+        else:
+            turns(config.selfplay.steps, game, replay, proposers, solvers, on_step)
+        game.forget_running()
 
 
 class FreeRun:

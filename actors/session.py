@@ -11,14 +11,14 @@ import logging
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.placement import ResourceError, smallest_cpus
-from gg_ray.config import ActorsConfig
+from gg_ray.config import ActorsConfig, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ class Session:
     local: bool
     cpus: float
     gpus: float
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Settings whose data folder is an absolute path: an actor's working folder is another one."""
+    folder = config.scenario.data_dir
+    return replace(config, scenario=replace(config.scenario, data_dir=str(Path(folder).resolve()) if folder else ""))
 
 
 @contextmanager

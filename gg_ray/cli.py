@@ -69,23 +69,25 @@ def train(args: Sequence[str]) -> int:
         return 0
     from gg_ray.train import run  # torch and the grids load only when a run starts
 
-    with loop_of(config) as play:
-        return run(config, out=options.out or Path("runs") / config.name, resume=options.resume, play=play)
+    with loop_of(config) as (play, spread):
+        return run(config, options.out or Path("runs") / config.name, options.resume, play, spread)
 
 
 @contextmanager
-def loop_of(config: RunConfig) -> Iterator[Any]:
-    """The loop of a mode; one Ray serves the run and its control."""
+def loop_of(config: RunConfig) -> Iterator[tuple[Any, Any]]:
+    """The loop of a mode and what spreads its evaluation; one Ray serves the run, its control and its evaluation."""
     if config.mode == "serial":
+        from gg_ray.evaluate.job import serially
         from gg_ray.selfplay.loop import play as serial_play
 
-        yield serial_play
+        yield serial_play, serially
         return
+    from actors.evaluation import spread
     from actors.selfplay import play
     from actors.session import start
 
     with start(config.actors):
-        yield play
+        yield play, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,8 @@ class EvaluateOptions:
     """Gated windows per family."""
     days: int | None = None
     """Test days per grid."""
+    parallel: bool = True
+    """One process per grid, through Ray; --no-parallel scores them one after the other in this one."""
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -138,9 +142,15 @@ def evaluate(args: Sequence[str]) -> int:
     options = parse(EvaluateOptions, args, prog="gg-ray evaluate")
     from gg_ray.commands import evaluate_model
 
+    def with_data(config: RunConfig) -> RunConfig:
+        return with_data_dir(config, os.environ, DATA_DIR)
+
+    spread: Any = None
+    if options.parallel and (os.cpu_count() or 1) > 1:
+        from actors.evaluation import spread
     return evaluate_model(
         options.model, options.suite, options.run, options.out, options.cases, options.windows, options.days,
-        lambda config: with_data_dir(config, os.environ, DATA_DIR),
+        with_data, spread,
     )  # fmt: skip
 
 

@@ -15,18 +15,15 @@ from typing import Any
 
 import torch
 
-from gg_ray.baselines.statistical import default_detectors
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import evaluate
+from gg_ray.evaluate.job import Spread, evaluate
 from gg_ray.evaluate.report import ReportMeta, text_table, write_report
-from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
-from gg_ray.learner import new_verifier
+from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.publish import promotion_gate
 from gg_ray.records import FOLDS
 from gg_ray.registry import Registry, RegistryError
-from gg_ray.scenario.context import context_source
 from gg_ray.score import as_json, find_registry, load_model, verdicts
 from gg_ray.tracking import read_jsonl
 from gg_ray.windows_io import WindowFileError, read_windows
@@ -37,7 +34,7 @@ _SHOWN = ("loss/total", "gate/pass", "time/scenarios_per_s", "replay/items", "ev
 
 def evaluate_model(
     model: str, suite: str, run: str | None, out: Path | None, cases: Sequence[str], windows: int | None,
-    days: int | None, with_data: Callable[[RunConfig], RunConfig],
+    days: int | None, with_data: Callable[[RunConfig], RunConfig], spread: Spread | None = None,
 ) -> int:  # fmt: skip
     """Suites on a registered model; prints the tables and writes results.json."""
     torch.set_num_threads(1)
@@ -46,16 +43,12 @@ def evaluate_model(
     config = with_data(load(str(registry.root.parent / "config.yaml")))
     sizes = replace(config.evaluate, windows=windows or config.evaluate.windows, days=days or config.evaluate.days)
     config = replace(config, evaluate=sizes)
-    methods: list[Method] = [
-        NetworkMethod(results.VERIFIER, network),
-        NetworkMethod(results.UNTRAINED, new_verifier(config.verifier, config.seed + 1)),
-        *(DetectorMethod(detector) for detector in default_detectors(config.seed)),
-    ]
+    untrained = new_verifier(network.config, config.seed + 1)
     found = evaluate(
-        config, context_source(config.scenario.data_dir or None), methods,
+        config, {results.VERIFIER: to_numpy(network.state_dict()), results.UNTRAINED: to_numpy(untrained.state_dict())},
         learner_steps=int(version.metrics.get("learner_steps") or 0),
         executor_calls=int(version.metrics.get("power_flow_solves") or 0), model=version.id, suite=suite,
-        cases=cases or None, note=lambda text: _say(text),
+        cases=cases or None, note=lambda text: _say(text), verifier=network.config, spread=spread,
     )  # fmt: skip
     folder = out or registry.root.parent / "evaluation"
     meta = ReportMeta(

@@ -40,7 +40,6 @@ LIMITS = (
     "p-values are conformal on the validation windows of the evaluated grids; another grid needs its own calibration.",
     "Trained on simulated telemetry; real SCADA noise and delays differ.",
 )
-_SAMPLE_WINDOWS = 24
 D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, np.inf)
 
 
@@ -110,7 +109,7 @@ def _register(registry: Registry, out: Path, config: RunConfig, game: Game, eval
         ),
         extra={
             "calibration": calibration_of(evaluation.calibration),
-            "digest": {case: suite.digest for case, suite in evaluation.windows.items()},
+            "digest": {case: shown.digest for case, shown in evaluation.exhibits.items()},
         },
     )  # fmt: skip
 
@@ -131,12 +130,8 @@ def _headline(evaluation: Evaluation) -> Block | None:
 
 def _sample_file(folder: Path, evaluation: Evaluation) -> None:
     """A few held-out windows as a file, so that `gg-ray score` can be tried at once."""
-    windows = []
-    for suite in evaluation.windows.values():
-        for group in suite.test:
-            order = np.linspace(0, len(group.families) - 1, _SAMPLE_WINDOWS // 4).astype(int)
-            windows += [(group.prepared.windows[i], group.prepared.plan) for i in order]
-    write_windows(folder / "windows.parquet", windows)
+    samples = [item for shown in evaluation.exhibits.values() for item in shown.sample]
+    write_windows(folder / "windows.parquet", samples)
 
 
 def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path: Path) -> dict[str, Path]:
@@ -173,7 +168,7 @@ def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path:
     steps = [r["step"] for r in rows if "gate/G1" in r]
     rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G6", "pass")}
     attempt("Share of programs stopped by each gate", lambda: figures.gate_rates(steps, rates, folder / "gates.png"))
-    for case in evaluation.windows:
+    for case in evaluation.exhibits:
         for caption, draw in _case_figures(folder, evaluation, case):
             attempt(f"{case}: {caption}", draw)
     return drawn
@@ -181,11 +176,9 @@ def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path:
 
 def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple[str, Callable[[], Path]]]:
     """Captions and drawers of the figures of one evaluated grid."""
-    suite, outputs = evaluation.windows[case], evaluation.outputs[case][results.VERIFIER]
-    prob = np.concatenate([o.prob_B for o in outputs if o.prob_B is not None])
-    label = np.array([bool(f) for group in suite.test for f in group.families])
+    shown = evaluation.exhibits[case]
     out: list[tuple[str, Callable[[], Path]]] = [
-        ("reliability of P(implausible)", lambda: figures.reliability(prob, label, folder / f"reliability_{case}.png")),
+        ("reliability of P(implausible)", lambda: figures.reliability(shown.prob_B, shown.implausible_B, folder / f"reliability_{case}.png")),
         ("localisation of one held-out attack", lambda: _map(folder, evaluation, case)),
     ]
     rows = [b.rows for b in evaluation.results.results if b.suite == "windows" and b.case == case]
@@ -197,13 +190,9 @@ def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple
 
 def _map(folder: Path, evaluation: Evaluation, case_name: str) -> Path:
     """The grid with the Verifier's bus scores for the implausible window that it ranks highest."""
-    suite, case = evaluation.windows[case_name], load_case(case_name)
-    for group, out in zip(suite.test, evaluation.outputs[case_name][results.VERIFIER], strict=True):
-        rows = [i for i, f in enumerate(group.families) if f]
-        if out.node_BN is None or not rows:
-            continue
-        row = max(rows, key=lambda i: out.score_B[i])
-        score = 1.0 / (1.0 + np.exp(-out.node_BN[row]))
-        ends, path = np.stack([case.f_bus, case.t_bus]), folder / f"map_{case_name}.png"
-        return figures.grid_map(case.layout, ends, score, group.labels[row].node_N, path)
-    raise figures.FigureError("no implausible window")
+    place, case = evaluation.exhibits[case_name].place, load_case(case_name)
+    if place is None:
+        raise figures.FigureError("no implausible window")
+    score, truth = 1.0 / (1.0 + np.exp(-place[0])), place[1]
+    ends = np.stack([case.f_bus, case.t_bus])
+    return figures.grid_map(case.layout, ends, score, truth, folder / f"map_{case_name}.png")

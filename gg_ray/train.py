@@ -21,24 +21,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gg_ray.baselines.statistical import default_detectors
 from gg_ray.checkpoint import CheckpointError
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import Evaluation, check_suite, evaluate
+from gg_ray.evaluate.job import Spread, Weights, check_suite, evaluate
 from gg_ray.evaluate.look import QuickLook
 from gg_ray.evaluate.report import text_table
-from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
 from gg_ray.grid.cases import load_case
-from gg_ray.learner import new_verifier
+from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.publish import publish
 from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import ContextSource, context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
 from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, read_jsonl
-from gg_ray.verifier.model import Verifier
 
 LOG = logging.getLogger(__name__)
 OnStep = Callable[[Game, Any], None]
@@ -53,17 +50,18 @@ class Play(Protocol):
     ) -> None: ...
 
 
-def run(config: RunConfig, out: Path, resume: str | None, play: Play) -> int:
+def run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: Spread | None = None) -> int:
     """One whole run; returns the exit code.
 
     Args: out  run directory;  resume  None, "auto" or a checkpoint;  play  the loop
+          spread  runs the jobs of the evaluation (job.evaluate); one after the other here when not given
     Raises: ConfigError, CheckpointError, ResourceError with the thing named; nothing is left half-written.
     """
     check_suite(config.evaluate.suite)  # before the training, not after it
     for case in config.evaluate.held_out_cases:
         load_case(case)
     try:
-        return _run(config, out, resume, play)
+        return _run(config, out, resume, play, spread)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -72,37 +70,47 @@ def run(config: RunConfig, out: Path, resume: str | None, play: Play) -> int:
         ) from error
 
 
-def _run(config: RunConfig, out: Path, resume: str | None, play: Play) -> int:
+def _run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: Spread | None) -> int:
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
-    folder = RunFolder(out, config)
+    with make_console(sys.stdout) as display:
+        game, trained_s = _trained(config, RunFolder(out, config), resume, play, display)
+        display.note(f"trained {game.step} steps in {trained_s:.0f} s")
+        networks = networks_for(config, game.learner.weights(), _control(config, play, display))
+        display.note("evaluating on held-out families, days and grids")
+        evaluation = evaluate(
+            config, networks, learner_steps=game.step, executor_calls=game.solves, model=config.name,
+            note=display.note, spread=spread,
+        )  # fmt: skip
+        version = publish(out, config, game, evaluation, trained_s)
+    for block in evaluation.results.results:
+        sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
+    sys.stdout.write(f"\nreport {out}/report/report.md\n{version}\n")
+    return 0
+
+
+def _trained(
+    config: RunConfig, folder: RunFolder, resume: str | None, play: Play, display: Display
+) -> tuple[Game, float]:
+    """The game after its last step, and the seconds spent. The replay contents go when this returns."""
     start_from = folder.open(resume)
     contexts = context_source(config.scenario.data_dir or None)
     game, buffer = Game(config), Buffer(config)
     spent = folder.restore(start_from, game, buffer) if start_from is not None else 0.0
     began = time.monotonic() - spent
     with ExitStack() as stack:
-        display = stack.enter_context(make_console(sys.stdout))
         jsonl = JsonlTracker(folder.metrics)
         if start_from is not None:
             jsonl.truncate_after(game.step)
             display.note(f"resumed from {start_from.name} at step {game.step}")
-        tracker = MultiTracker(jsonl, TensorBoardTracker(out / "tensorboard", purge_step=game.step + 1))
+        tracker = MultiTracker(jsonl, TensorBoardTracker(folder.root / "tensorboard", purge_step=game.step + 1))
         stack.callback(tracker.close)
         watcher = _Watcher(config, folder, contexts, display, tracker, began)
         if start_from is not None:
             watcher.carry_over(game, read_jsonl(folder.metrics))
         if game.step < config.selfplay.steps:
             play(config, contexts, game, buffer, watcher)
-            folder.save(game, buffer, time.monotonic() - began)
-        trained_s = time.monotonic() - began
-        display.note(f"trained {game.step} steps in {trained_s:.0f} s; evaluating on held-out families, days and grids")
-        evaluation = _evaluate(config, contexts, game, play, display)
-        version = publish(out, config, game, evaluation, trained_s)
-    for block in evaluation.results.results:
-        sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
-    sys.stdout.write(f"\nreport {out}/report/report.md\n{version}\n")
-    return 0
+    return game, time.monotonic() - began
 
 
 class _Watcher:
@@ -139,7 +147,7 @@ class _Watcher:
         if now - self._shown > 1.0 or step == config.selfplay.steps:
             self._shown = now
             self.display.update(_snapshot(step, config, metrics, game))
-        if step % config.checkpoint.every_steps == 0 and step < config.selfplay.steps:
+        if step % config.checkpoint.every_steps == 0 or step == config.selfplay.steps:
             path = self.folder.save(game, buffer, time.monotonic() - self.began)
             self.display.note(f"checkpoint {path.name}")
 
@@ -175,35 +183,27 @@ def _snapshot(step: int, config: RunConfig, metrics: dict[str, float], game: Gam
     }  # fmt: skip
 
 
-def methods_for(config: RunConfig, network: Verifier, control: Verifier | None) -> list[Method]:
-    """Rows of every table: ours, the same network on uniform scenarios, untrained, random and the classical tests."""
-    out: list[Method] = [NetworkMethod(results.VERIFIER, network)]
+def networks_for(config: RunConfig, trained: Weights, control: Weights | None) -> dict[str, Weights]:
+    """Networks of every table: ours, the same on uniform scenarios where it was trained, untrained."""
+    out = {results.VERIFIER: trained}
     if control is not None:
-        out.append(NetworkMethod(results.UNIFORM, control))
-    out.append(NetworkMethod(results.UNTRAINED, new_verifier(config.verifier, config.seed + 1)))
-    if config.evaluate.baselines:
-        out += [DetectorMethod(detector) for detector in default_detectors(config.seed)]
-    return out
+        out[results.UNIFORM] = control
+    return out | {results.UNTRAINED: to_numpy(new_verifier(config.verifier, config.seed + 1).state_dict())}
 
 
-def _evaluate(config: RunConfig, contexts: ContextSource, game: Game, play: Play, display: Display) -> Evaluation:
-    control = None
-    if config.evaluate.uniform_control and config.selfplay.arm == "selfplay":
-        display.note("training the control: same network, uniform scenarios, same steps and executor budget")
-        control = train_control(config, contexts, play)
-    network = copy.deepcopy(game.learner.average).cpu()
-    return evaluate(
-        config, contexts, methods_for(config, network, control), learner_steps=game.step,
-        executor_calls=game.solves, model=config.name, note=display.note,
-    )  # fmt: skip
+def _control(config: RunConfig, play: Play, display: Display) -> Weights | None:
+    if not config.evaluate.uniform_control or config.selfplay.arm != "selfplay":
+        return None
+    display.note("training the control: same network, uniform scenarios, same steps and executor budget")
+    return train_control(config, play)
 
 
-def train_control(config: RunConfig, contexts: ContextSource, play: Play) -> Verifier:
+def train_control(config: RunConfig, play: Play) -> Weights:
     """The same Verifier on uniform + gate + twins: equal learner steps, and by the limiter equal executor calls."""
     arm = replace(
         config, selfplay=replace(config.selfplay, arm="uniform"), actors=replace(config.actors, solvers=0),
         evaluate=replace(config.evaluate, every_steps=0),
     )  # fmt: skip
     game = Game(arm)
-    play(arm, contexts, game, Buffer(arm), lambda _game, _buffer: None)
-    return game.learner.average.cpu()
+    play(arm, context_source(config.scenario.data_dir or None), game, Buffer(arm), lambda _game, _buffer: None)
+    return game.learner.weights()

@@ -1,32 +1,96 @@
 """The evaluation of a model: suites on the first training grid and on the held-out ones, against every baseline.
 
-Flow:    train, cli evaluate -> [job] -> scoring, suites -> results.Results, figures data
+Flow:    train, cli evaluate -> [job] -> scoring, suites -> results.Results, what a report shows of each grid
 Source:  selfplay.md, section 17; design.md, section 6
+
+Grids are independent, so each is a job of its own (GridJob) that another process can take: actors.evaluation.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gg_ray.config import RunConfig
+from gg_ray.baselines.statistical import default_detectors
+from gg_ray.config import RunConfig, VerifierConfig
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.report import Comparison
 from gg_ray.evaluate.results import Block, Results
-from gg_ray.evaluate.scoring import BlockInfo, Method, Output, stop_check, timeline_block, window_block
-from gg_ray.evaluate.suites import SuiteMaker, TimelineSuite, WindowSuite
-from gg_ray.records import F64
-from gg_ray.scenario.context import ContextSource
+from gg_ray.evaluate.scoring import (
+    BlockInfo,
+    DetectorMethod,
+    LastFeatures,
+    Method,
+    NetworkMethod,
+    Output,
+    stop_check,
+    timeline_block,
+    window_block,
+)
+from gg_ray.evaluate.suites import SuiteMaker, WindowSuite
+from gg_ray.grid.meters import MeterPlan
+from gg_ray.learner import load_numpy, new_verifier
+from gg_ray.records import F64, Bool, Window
+from gg_ray.scenario.context import ContextSource, context_source
 
 SUITES = ("quick", "windows", "timelines")
 CLASSICAL = ("kcl", "chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation")
+_SAMPLES = 6
+"""Windows of each metering plan that go into the sample file of a report."""
+
+Weights: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class SuiteError(ValueError):
     """An unknown suite; the message names the known ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridJob:
+    """Everything that scoring one grid needs, small enough to be sent to another process."""
+
+    config: RunConfig
+    case: str
+    suite: str
+    info: BlockInfo
+    verifier: VerifierConfig
+    """Architecture of the networks."""
+    networks: Mapping[str, Weights]
+    """Weights by row of the table; the first is the model under test."""
+
+
+@dataclass(slots=True)
+class Exhibit:
+    """What a report shows of one grid beside its table."""
+
+    digest: str
+    prob_B: F64
+    """P(implausible) of every test window under the model."""
+    implausible_B: Bool
+    sample: list[tuple[Window, MeterPlan]]
+    place: tuple[F64, Bool] | None
+    """Bus scores and truth of the implausible window that the model ranks highest."""
+
+
+@dataclass(slots=True)
+class GridResult:
+    """What became of a GridJob."""
+
+    case: str
+    blocks: list[Block]
+    exhibit: Exhibit
+    calibration: F64
+    """Scores of the model on benign validation windows."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Stop-check lines."""
+    sizes: str = ""
+    """One line for the console: how much was asked."""
 
 
 @dataclass(slots=True)
@@ -34,24 +98,26 @@ class Evaluation:
     """Everything a report needs."""
 
     results: Results
-    comparisons: list[Comparison] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """Stop-check lines and what was left out."""
-    windows: dict[str, WindowSuite] = field(default_factory=dict)
-    outputs: dict[str, dict[str, list[Output]]] = field(default_factory=dict)
-    """Per case and method, one Output per window group."""
-    calibration: F64 = field(default_factory=lambda: np.zeros(0))
-    """Benign validation scores of the Verifier, pooled over grids (ascending)."""
+    comparisons: list[Comparison]
+    notes: list[str]
+    exhibits: dict[str, Exhibit]
+    calibration: F64
+    """Benign validation scores of the model, pooled over grids (ascending)."""
+
+
+Spread: TypeAlias = Callable[[Sequence[GridJob]], Iterable[GridResult]]
 
 
 def evaluate(
-    config: RunConfig, contexts: ContextSource, methods: Sequence[Method], *, learner_steps: int, executor_calls: int,
-    model: str, note: Callable[[str], None] = lambda _text: None, suite: str | None = None,
-    cases: Sequence[str] | None = None,
+    config: RunConfig, networks: Mapping[str, Weights], *, learner_steps: int, executor_calls: int, model: str,
+    note: Callable[[str], None] = lambda _text: None, suite: str | None = None, cases: Sequence[str] | None = None,
+    verifier: VerifierConfig | None = None, spread: Spread | None = None,
 ) -> Evaluation:  # fmt: skip
     """Run the suites.
 
-    Args:   methods  the first one is the model under test;  suite  quick (both), windows or timelines
+    Args:   networks  weights by row of the table, the model under test first;  suite  quick (both), windows, timelines
+            verifier  their architecture (the run's when not given)
+            spread  runs the jobs, results in any order; one after the other in this process when not given
     Raises: SuiteError for an unknown suite.
     """
     name = suite or config.evaluate.suite
@@ -60,27 +126,90 @@ def evaluate(
         fold=config.scenario.fold, model=model, seed=config.seed, commit=results.git_commit(),
         learner_steps=learner_steps, executor_calls=executor_calls,
     )  # fmt: skip
-    out = Evaluation(Results(results=(), machine=results.machine_info(), command=_command()))
-    blocks: list[Block] = []
-    calibration: list[F64] = []
-    for case in cases or [_home(config), *config.evaluate.held_out_cases]:
-        maker = SuiteMaker(case, config.scenario, config.evaluate, contexts)
-        windows = maker.windows()
-        note(f"{case}: {sum(len(g.families) for g in windows.test)} test windows, digest {windows.digest}")
-        block, outputs, thresholds = window_block(windows, methods, info)
-        if name in ("quick", "windows"):
-            blocks.append(block)
-            out.comparisons += comparisons(windows, outputs, thresholds, methods[0].name, config.seed)
-            out.notes += stop_check(block, CLASSICAL)
-        out.windows[case], out.outputs[case] = windows, outputs
-        calibration += [methods[0].output(p).score_B for p in windows.validation]
-        if name in ("quick", "timelines"):
-            days: TimelineSuite = maker.timelines()
-            note(f"{case}: {len(days.test)} test days, {100 * days.attacked_share:.2f} % of looks attacked")
-            blocks.append(timeline_block(days, methods, info, config.evaluate.incidents_per_day))
-    out.results = Results(results=tuple(blocks), machine=out.results.machine, command=out.results.command)
-    out.calibration = np.sort(np.concatenate(calibration))
+    chosen = list(cases or [_home(config), *config.evaluate.held_out_cases])
+    jobs = [
+        GridJob(config=config, case=case, suite=name, info=info, verifier=verifier or config.verifier,
+                networks=networks)
+        for case in chosen
+    ]  # fmt: skip
+    found: dict[str, GridResult] = {}
+    for result in (spread or serially)(jobs):
+        note(result.sizes)
+        found[result.case] = result
+    ordered = [found[case] for case in chosen]
+    return Evaluation(
+        Results(
+            results=tuple(block for grid in ordered for block in grid.blocks), machine=results.machine_info(),
+            command=_command(),
+        ),
+        [row for grid in ordered for row in grid.comparisons], [line for grid in ordered for line in grid.notes],
+        {grid.case: grid.exhibit for grid in ordered}, np.sort(np.concatenate([grid.calibration for grid in ordered])),
+    )  # fmt: skip
+
+
+def serially(jobs: Sequence[GridJob]) -> Iterator[GridResult]:
+    """The jobs one after the other in this process."""
+    contexts = context_source(jobs[0].config.scenario.data_dir or None)
+    for job in jobs:
+        yield run_grid(job, contexts)
+
+
+def run_grid(job: GridJob, contexts: ContextSource) -> GridResult:
+    """All suites of one grid."""
+    return score_grid(job, contexts, methods_of(job))
+
+
+def methods_of(job: GridJob) -> list[Method]:
+    """Rows of the tables: the networks, which share their features, and the classical tests."""
+    features, out = LastFeatures(), list[Method]()
+    for name, weights in job.networks.items():
+        network = new_verifier(job.verifier, 0)
+        load_numpy(network, weights)
+        out.append(NetworkMethod(name, network, features))
+    if job.config.evaluate.baselines:
+        out += [DetectorMethod(detector) for detector in default_detectors(job.config.seed)]
     return out
+
+
+def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method]) -> GridResult:
+    """Suites of one grid under any methods, the model under test first."""
+    config, suite, ours = job.config, job.suite, methods[0]
+    maker = SuiteMaker(job.case, config.scenario, config.evaluate, contexts)
+    windows = maker.windows()
+    sizes = f"{job.case}: {sum(len(g.families) for g in windows.test)} test windows, digest {windows.digest}"
+    block, outputs, thresholds = window_block(windows, methods, job.info)
+    out = GridResult(
+        job.case, [], _exhibit(windows, outputs[ours.name]),
+        np.concatenate([ours.output(part).score_B for part in windows.validation]),
+    )  # fmt: skip
+    if suite in ("quick", "windows"):
+        out.blocks.append(block)
+        out.comparisons += comparisons(windows, outputs, thresholds, ours.name, config.seed)
+        out.notes += stop_check(block, CLASSICAL)
+    if suite in ("quick", "timelines"):
+        days = maker.timelines()
+        sizes += f"; {len(days.test)} test days, {100 * days.attacked_share:.2f} % of looks attacked"
+        out.blocks.append(timeline_block(days, methods, job.info, config.evaluate.incidents_per_day))
+    out.sizes = sizes
+    return out
+
+
+def _exhibit(suite: WindowSuite, outputs: Sequence[Output]) -> Exhibit:
+    prob: list[F64] = []
+    sample: list[tuple[Window, MeterPlan]] = []
+    best: tuple[float, tuple[F64, Bool]] | None = None
+    for group, out in zip(suite.test, outputs, strict=True):
+        prob.append(out.score_B if out.prob_B is None else out.prob_B)
+        picks = np.linspace(0, len(group.families) - 1, _SAMPLES).astype(int)
+        sample += [(group.prepared.windows[i], group.prepared.plan) for i in picks]
+        rows = [i for i, f in enumerate(group.families) if f]
+        if out.node_BN is None or not rows:
+            continue
+        row = max(rows, key=lambda i, score=out.score_B: score[i])  # type: ignore[misc]
+        if best is None or out.score_B[row] > best[0]:
+            best = float(out.score_B[row]), (out.node_BN[row], group.labels[row].node_N)
+    implausible = np.array([bool(f) for group in suite.test for f in group.families])
+    return Exhibit(suite.digest, np.concatenate(prob), implausible, sample, best[1] if best else None)
 
 
 def check_suite(name: str) -> None:

@@ -17,9 +17,9 @@ import torch
 from gg_ray.baselines.base import Detector
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows
-from gg_ray.evaluate.suites import Group, TimelineSuite, WindowSuite
+from gg_ray.evaluate.suites import Day, Group, TimelineSuite, WindowSuite
 from gg_ray.records import F64, I64, TYPES
-from gg_ray.verifier.features import Featurizer, Prepared, batch_of, case_static
+from gg_ray.verifier.features import Features, Featurizer, Prepared, batch_of, case_static
 from gg_ray.verifier.model import Verifier
 
 FPR = 0.05
@@ -48,12 +48,26 @@ class Method(Protocol):
     def output(self, prepared: Prepared) -> Output: ...
 
 
+class LastFeatures:
+    """Features of the windows asked about last: networks asked about the same windows in turn share them."""
+
+    def __init__(self) -> None:
+        self._featurizer = Featurizer()
+        self._last: tuple[Prepared, Features] | None = None
+
+    def of(self, prepared: Prepared) -> Features:
+        if self._last is None or self._last[0] is not prepared:
+            self._last = None  # the old ones go first: a day of a large grid is not held twice
+            self._last = prepared, self._featurizer.features(prepared)
+        return self._last[1]
+
+
 class NetworkMethod:
     """A Verifier, trained or not; never fitted to the grid it is asked about."""
 
-    def __init__(self, name: str, network: Verifier) -> None:
+    def __init__(self, name: str, network: Verifier, features: LastFeatures | None = None) -> None:
         self.name, self.network = name, network.eval()
-        self._featurizer = Featurizer()
+        self._features = features or LastFeatures()
 
     def prepare(self, fit: Sequence[Prepared], rng: np.random.Generator) -> None:
         """Nothing: zero-shot."""
@@ -61,7 +75,7 @@ class NetworkMethod:
     @torch.inference_mode()
     def output(self, prepared: Prepared) -> Output:
         static = case_static(prepared.case.name)
-        features = self._featurizer.features(prepared)
+        features = self._features.of(prepared)
         block = max(1, 60_000 // static.n_buses // 16)
         parts: list[tuple[F64, F64, F64, I64]] = []
         for start in range(0, len(features.xhat_BN2), block):
@@ -185,16 +199,21 @@ def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockI
     """
     rows: list[Row] = []
     families = sorted({e.family for d in suite.test for e in d.events}, key=results.family_order)
+    # day by day and not method by method: networks then share the features of a day
+    benign, scores = _scores(suite.validation, methods), _scores(suite.test, methods)
     for method in methods:
-        benign = [method.output(day.prepared).score_B for day in suite.validation]
-        threshold = metrics.threshold_for_budget(benign, incidents_per_day, scans_per_day=suite.looks_per_day)
-        lines = [ScoredTimeline(score_S=method.output(d.prepared).score_B, events=d.events) for d in suite.test]
+        name = method.name
+        threshold = metrics.threshold_for_budget(benign[name], incidents_per_day, scans_per_day=suite.looks_per_day)
+        lines = [
+            ScoredTimeline(score_S=score, events=day.events)
+            for score, day in zip(scores[name], suite.test, strict=True)
+        ]  # fmt: skip
         own = [
-            results.row_from_timelines(method.name, family, lines, threshold, scans_per_day=suite.looks_per_day)
+            results.row_from_timelines(name, family, lines, threshold, scans_per_day=suite.looks_per_day)
             for family in families
         ]  # fmt: skip
-        pooled = results.row_from_timelines(method.name, POOLED, lines, threshold, scans_per_day=suite.looks_per_day)
-        rows += [*own, pooled, results.macro_row(method.name, own)]
+        pooled = results.row_from_timelines(name, POOLED, lines, threshold, scans_per_day=suite.looks_per_day)
+        rows += [*own, pooled, results.macro_row(name, own)]
     budget = {
         "incidents_per_day": incidents_per_day, "prevalence": suite.attacked_share, "days": float(len(suite.test)),
         "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
@@ -203,6 +222,15 @@ def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockI
         suite="timelines", fold=info.fold, case=suite.case, model=info.model, seed=info.seed, commit=info.commit,
         budget=budget, rows=tuple(rows),
     )  # fmt: skip
+
+
+def _scores(days: Sequence[Day], methods: Sequence[Method]) -> dict[str, list[F64]]:
+    """Scores of each method on each day, [S] a day."""
+    out: dict[str, list[F64]] = {method.name: [] for method in methods}
+    for day in days:
+        for method in methods:
+            out[method.name].append(method.output(day.prepared).score_B)
+    return out
 
 
 def stop_check(block: Block, classical: Sequence[str]) -> list[str]:

@@ -8,10 +8,12 @@ Units:   p.u. on base_mva, kV, radians
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import hashlib
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,12 +143,28 @@ def check_case(name: str) -> str:
     raise CaseError(f"unknown grid case {name!r}{hint} Known: {', '.join(CASES)}")
 
 
-@functools.lru_cache(maxsize=16)
+_ADOPTED: dict[str, GridCase] = {}
+
+
+def adopt(cases: Iterable[GridCase]) -> None:
+    """Take copies of cases that another process has loaded: `load_case` then gives these.
+
+    Loading needs pandapower: seconds of CPU and 160 MiB that an actor need not spend on what its driver knows.
+    Copies, because arrays from Ray are read-only, and numba would compile its kernels once more for those.
+    """
+    _ADOPTED.update((case.name, copy.deepcopy(case)) for case in cases)
+
+
 def load_case(name: str) -> GridCase:
-    """Load, clean and solve a case by its project name (design.md, section 4).
+    """A case by its project name (design.md, section 4): loaded, cleaned and solved once per process.
 
     Raises: CaseError for an unknown name, a missing optional wheel, or a network whose base state does not converge.
     """
+    return _ADOPTED.get(name) or _load(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _load(name: str) -> GridCase:
     from gg_ray.grid import cleaning  # cleaning needs GridCase: a late import breaks the circle
 
     check_case(name)

@@ -8,7 +8,7 @@ Shapes:  K items of one call. Payload lives in a Store (segments), everything el
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -25,6 +25,8 @@ PRIORITY_FLOOR = 1e-6
 """Smallest priority held: an item of learnability 0 must stay reachable (1511.05952, section 3.3)."""
 BATCH_MEMORY = 65_536
 """Batch ids remembered. A retried insert comes back within seconds, thousands of batches at most."""
+SEGMENT_ITEMS = 256
+"""Items of one segment of a saved table: what is held twice while a table is saved."""
 _SLOT_MASK = (1 << SLOT_BITS) - 1
 _COUNTERS = ("inserted", "evicted", "expired", "duplicates", "stale_updates", "sampled")
 
@@ -311,6 +313,10 @@ class ReplayTable(Generic[BatchT]):
             reach = np.searchsorted(np.cumsum(index.nbytes[slots]), min(need, lead)) + 1
             self._evict(slots[:reach])
 
+    def clear(self) -> None:
+        """Let go of every item; counters and keys go on."""
+        self._remove(self._index.held.copy())
+
     def _evict(self, slots: I64) -> None:
         self._remove(slots)
         self.evicted += slots.size
@@ -324,8 +330,15 @@ class ReplayTable(Generic[BatchT]):
 
     # -------------------------------------------------------------------------------------------- checkpoint
 
-    def state_dict(self, tail: int = 0) -> dict[str, NDArray[Any]]:
-        """Everything needed to continue, as plain arrays (payload: the bytes of one checked Arrow segment).
+    def state_dict(self, tail: int = 0) -> dict[str, Any]:
+        """Everything needed to continue: the books of `snapshot` and, under "payload", the list of its segments."""
+        books, segments = self.snapshot(tail)
+        return {**books, "payload": list(segments)}
+
+    def snapshot(self, tail: int = 0) -> tuple[dict[str, NDArray[Any]], Iterator[NDArray[np.uint8]]]:
+        """The books as plain arrays, and the payload as checked Arrow segments that are made one at a time.
+
+        Whoever takes segment after segment never holds the contents a second time; the table must not change meanwhile.
 
         Args:    tail  save only the newest `tail` items, the rest counts as evicted in the saved state; 0 saves all and
                  continues bit for bit (same slots, same order, so the same draws from the same generator)
@@ -342,7 +355,7 @@ class ReplayTable(Generic[BatchT]):
             held = held[keep[held]]
         counters = {**{name: getattr(self, name) for name in _COUNTERS}, "evicted": evicted}
         cursors = [self._fresh, self._sequence, self._last_step, index.clock, index.capacity]
-        return {
+        books = {
             **{f"index.{name}": getattr(index, name)[held] for name in SlotIndex.COLUMNS},
             "held": held,
             "generation": index.generation[: self._fresh].copy(),
@@ -351,10 +364,10 @@ class ReplayTable(Generic[BatchT]):
             "counters": np.array([*counters.values(), *cursors], dtype=np.int64),
             "top_priority": np.array([self._top_priority]),
             "batch_ids": np.fromiter(self._batch_ids, dtype=np.int64, count=len(self._batch_ids)),
-            "payload": np.frombuffer(self._store.dump(held), dtype=np.uint8).copy(),
         }
+        return books, (np.frombuffer(self._store.dump(part), dtype=np.uint8) for part in _parts(held))
 
-    def load_state_dict(self, state: dict[str, NDArray[Any]], name: str = "replay state") -> None:
+    def load_state_dict(self, state: dict[str, Any], name: str = "replay state") -> None:
         """Replace the contents by a saved state. The table is left as it was if the state does not fit.
 
         Raises:  SegmentError for a damaged payload; ReplayError for another capacity or a state over the byte limit.
@@ -366,8 +379,8 @@ class ReplayTable(Generic[BatchT]):
                 f"{name}: {size} bytes in a table of {capacity} items; this one holds {self.limit_bytes} bytes, "
                 f"{self._index.capacity} items; set replay.max_items and replay.limit_bytes as in the saved run"
             )
-        items = self._store.parse(state["payload"].tobytes(), name)
-        if self._store.sizes(items).size != held.size:
+        parts, items = _parts(held), [self._store.parse(segment.tobytes(), name) for segment in state["payload"]]
+        if [self._store.sizes(part).size for part in items] != [part.size for part in parts]:
             raise ReplayError(f"{name}: payload and index differ in length; restore an older checkpoint")
         self._store.drop(self._index.held.copy())
         index = self._index = SlotIndex(capacity)
@@ -378,7 +391,8 @@ class ReplayTable(Generic[BatchT]):
         index.generation[:fresh] = state["generation"]
         index.clock = clock
         index.restore(held)
-        self._store.put(held, items)
+        for slots, part in zip(parts, items, strict=True):
+            self._store.put(slots, part)
         for counter, value in zip(_COUNTERS, counters, strict=True):
             setattr(self, counter, value)
         self._fresh, self._sequence, self._last_step = fresh, sequence, last_step
@@ -387,6 +401,11 @@ class ReplayTable(Generic[BatchT]):
         self._top_priority = float(state["top_priority"][0])
         self._batch_ids = dict.fromkeys(state["batch_ids"].tolist())
         self.used_bytes = size
+
+
+def _parts(slots: I64) -> list[I64]:
+    """Slots in the portions that one segment holds."""
+    return [slots[start : start + SEGMENT_ITEMS] for start in range(0, slots.size, SEGMENT_ITEMS)]
 
 
 def twins_of(pairs_K: I64) -> I64:

@@ -8,7 +8,7 @@ Shapes:  B windows
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,7 +143,17 @@ class Buffer:
 
     def state_dict(self, tail: int) -> dict[str, Any]:
         """Table (or its newest tail), limiter and draw counter."""
-        return {"table": self.table.state_dict(tail), "limiter": self.limiter.state_dict(), "draws": self.draws}
+        state, segments = self.snapshot(tail)
+        return {**state, "table": {**state["table"], "payload": list(segments)}}
+
+    def snapshot(self, tail: int) -> tuple[dict[str, Any], Iterator[NDArray[np.uint8]]]:
+        """The state without its payload, and the payload segment by segment (ReplayTable.snapshot)."""
+        books, segments = self.table.snapshot(tail)
+        return {"table": books, "limiter": self.limiter.state_dict(), "draws": self.draws}, segments
+
+    def clear(self) -> None:
+        """Let go of every window: another process has them now."""
+        self.table.clear()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.table.load_state_dict(state["table"])

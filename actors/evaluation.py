@@ -1,0 +1,50 @@
+"""Evaluation in parallel: one process per grid.
+
+Flow:    gg_ray.evaluate.job (GridJob) -> [evaluation] -> GridResult, as they come
+Source:  grids share nothing, so this is a map; docs/adr/0011-distributed-loop.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from actors import session
+from actors.crew import ONE_THREAD
+from gg_ray.evaluate.job import GridJob, GridResult, run_grid
+from gg_ray.grid.cases import GridCase, adopt, load_case
+from gg_ray.scenario.context import context_source
+
+
+def spread(jobs: Sequence[GridJob]) -> Iterator[GridResult]:
+    """Results of the jobs in the order in which they finish, one CPU each, on the Ray that runs or on one of its own.
+
+    Raises:  CaseError for an unknown grid, before anything starts; what a job raised.
+    """
+    grids = [load_case(job.case) for job in jobs]
+    task = ray.remote(evaluate_grid).options(num_cpus=1, runtime_env=ONE_THREAD)
+    with session.start(jobs[0].config.actors):
+        running = [
+            task.remote(replace(job, config=session.absolute(job.config)), grid)
+            for job, grid in zip(jobs, grids, strict=True)
+        ]
+        while running:
+            ready, running = ray.wait(running, num_returns=1)
+            try:
+                result: GridResult = ray.get(ready[0])
+            except RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            yield result
+
+
+def evaluate_grid(job: GridJob, grid: GridCase) -> GridResult:
+    """One job in a process of its own."""
+    torch.set_num_threads(1)
+    adopt([grid])
+    contexts: Any = context_source(job.config.scenario.data_dir or None)
+    return run_grid(job, contexts)
