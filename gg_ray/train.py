@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from gg_ray.baselines.statistical import default_detectors
-from gg_ray.checkpoint import CheckpointError
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
@@ -30,6 +29,7 @@ from gg_ray.evaluate.job import Evaluation, check_suite, evaluate
 from gg_ray.evaluate.look import QuickLook
 from gg_ray.evaluate.report import text_table
 from gg_ray.evaluate.scoring import DetectorMethod, Method, NetworkMethod
+from gg_ray.files import CheckpointError
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import new_verifier
 from gg_ray.publish import publish
