@@ -13,14 +13,13 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import random
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,51 +28,26 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+
+from gg_ray.files import (
+    MANIFEST,
+    CheckpointError,
+    FileEntry,
+    fsync_folder,
+    measure,
+    read_sealed,
+    seal,
+    verify_file,
+    write_synced,
+)
+from gg_ray.nested import Flat, flatten, unflatten
 
 SCHEMA = 1
 """Version of the layout above; a reader refuses any other."""
-MANIFEST = "manifest.json"
-_TAG = "!"
-_SEAL = "manifest_sha256"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _STEP = re.compile(r"step-(\d+)(\.old)?")
-_DTYPES = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
-)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or trusted; the message names the file, what is wrong and the way out."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A value that writes itself (an Arrow replay segment): write(path) makes one file or folder; loads as its Path."""
-
-    write: Callable[[Path], None]
-
-
-@dataclass(slots=True)
-class Flat:
-    """A nested value taken apart: tree is JSON and refers to arrays by name, to blobs and files by position."""
-
-    tree: Any
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    blobs: list[bytes] = field(default_factory=list)
-    files: list[Any] = field(default_factory=list)
-    """FilePart when taken apart, Path when read back."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """Size in bytes and sha256 (hex) that a file must have."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,195 +66,6 @@ class Manifest:
     versions: dict[str, str]
     parts: tuple[str, ...]
     files: dict[str, FileEntry]
-
-
-# ---------------------------------------------------------------- nested values <-> JSON and arrays
-
-
-def flatten(value: Any) -> Flat:
-    """Take a nested value apart so that `unflatten` gives back the same types, keys and order.
-
-    Args:    value  None, bool, int of any size, float (nan, inf too), str, bytes, list, tuple, dict (keys: plain
-                    values, tuples), torch tensor, numpy array or scalar (bool, int, uint, f16/f32/f64; bf16 for torch),
-                    FilePart. A dict subclass becomes a dict.
-    Raises:  CheckpointError naming the place of a value of any other type.
-    """
-    flat = Flat(None)
-    flat.tree = _encode(value, flat, ())
-    return flat
-
-
-def unflatten(flat: Flat) -> Any:
-    """The value that `flatten` took apart, with flat.files in the place of FileParts.
-
-    Raises:  CheckpointError if the tree was not made by `flatten`.
-    """
-    try:
-        return _decode(flat.tree, flat)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"the structure of this part is not readable ({error!r}); use another checkpoint"
-        ) from error
-
-
-def _encode(value: Any, flat: Flat, at: tuple[str, ...]) -> Any:
-    if value is None or type(value) in (bool, str):
-        return value
-    if type(value) is int:  # other JSON readers lose digits above 2**53, and Python refuses to print above 4300 digits
-        return value if abs(value) < 2**53 else {_TAG: "int", "v": hex(value)}
-    if type(value) is float:
-        return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
-    if type(value) is list:
-        return [_encode(item, flat, (*at, str(i))) for i, item in enumerate(value)]
-    if type(value) is tuple:
-        return {_TAG: "tuple", "v": [_encode(item, flat, (*at, str(i))) for i, item in enumerate(value)]}
-    if isinstance(value, dict):
-        if all(type(key) is str for key in value) and _TAG not in value:
-            return {key: _encode(item, flat, (*at, key)) for key, item in value.items()}
-        pairs = [[_encode(key, flat, at), _encode(item, flat, (*at, str(key)))] for key, item in value.items()]
-        return {_TAG: "dict", "v": pairs}
-    if isinstance(value, bytes):
-        flat.blobs.append(value)
-        return {_TAG: "bytes", "v": len(flat.blobs) - 1}
-    if isinstance(value, FilePart):
-        flat.files.append(value)
-        return {_TAG: "file", "v": len(flat.files) - 1}
-    if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-            raise CheckpointError(
-                f"{_place(at)}: a sparse, meta or quantised tensor cannot be saved; make it dense first"
-            )
-        dense = value.detach().cpu().contiguous()
-        if dense.dtype is torch.bfloat16:  # numpy has no bfloat16: the bits travel as uint16
-            return {_TAG: "bf16", "v": _hold(dense.view(torch.uint16).numpy(), flat, at)}
-        return {_TAG: "tensor", "v": _hold(dense.resolve_conj().resolve_neg().numpy(), flat, at)}
-    if isinstance(value, np.generic):
-        return {_TAG: "scalar", "v": _hold(np.asarray(value), flat, at)}
-    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
-        return {_TAG: "array", "v": _hold(value, flat, at)}
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise CheckpointError(f"{_place(at)}: a {kind} cannot be saved; give plain values, arrays, bytes or a FilePart")
-
-
-def _hold(array: NDArray[Any], flat: Flat, at: tuple[str, ...]) -> str:
-    """Keep the array under a readable name that no other array of the part has."""
-    if array.dtype.name not in _DTYPES:
-        known = ", ".join(sorted(_DTYPES))
-        raise CheckpointError(f"{_place(at)}: dtype {array.dtype} cannot be saved; convert it to one of {known}")
-    stem = re.sub(r"[^A-Za-z0-9_./-]", "_", "/".join(at)) or "value"
-    name, copies = stem, 0
-    while name in flat.arrays or name == "__metadata__":  # that key belongs to safetensors
-        copies += 1
-        name = f"{stem}~{copies}"
-    # not ascontiguousarray: it turns 0-d into 1-d
-    flat.arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
-    return name
-
-
-def _place(at: tuple[str, ...]) -> str:
-    return "state" + "".join(f"[{key!r}]" for key in at)
-
-
-def _decode(tree: Any, flat: Flat) -> Any:
-    if isinstance(tree, list):
-        return [_decode(item, flat) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if _TAG not in tree:
-        return {key: _decode(item, flat) for key, item in tree.items()}
-    kind, v = tree[_TAG], tree["v"]
-    if kind == "int":
-        return int(v, 16)
-    if kind == "float":
-        return float(v)
-    if kind == "tuple":
-        return tuple(_decode(item, flat) for item in v)
-    if kind == "dict":
-        return {_decode(key, flat): _decode(item, flat) for key, item in v}
-    if kind == "bytes":
-        return flat.blobs[v]
-    if kind == "file":
-        return flat.files[v]
-    if kind == "scalar":
-        return flat.arrays[v][()]
-    if kind == "array":
-        return flat.arrays[v]
-    if kind == "tensor":
-        return torch.from_numpy(flat.arrays[v].copy())  # copy: torch needs writable memory of its own
-    if kind == "bf16":
-        return torch.from_numpy(flat.arrays[v].copy()).view(torch.bfloat16)
-    raise ValueError(f"unknown kind of value {kind!r}")
-
-
-# ---------------------------------------------------------------- files that are on disk or are not
-
-
-def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable: a rename is only safe after this."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_synced(path: Path, data: bytes) -> FileEntry:
-    """Write and fsync one new file; returns the size and hash that were meant: a bad disk is noticed on reading."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
-
-
-def measure(path: Path) -> FileEntry:
-    """Size and sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-        return FileEntry(file.tell(), digest.hexdigest())
-
-
-def seal(payload: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of payload and of its own sha256: a changed bit anywhere in the text is found by `read_sealed`."""
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    whole = {**payload, _SEAL: hashlib.sha256(text.encode()).hexdigest()}
-    return (json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Payload of a sealed JSON file.  Raises: CheckpointError if it is missing, torn or altered."""
-    try:
-        data = path.read_bytes()
-        payload = json.loads(data)
-        payload.pop(_SEAL)
-        intact = seal(payload) == data
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; the folder was not written completely") from error
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged (not a sealed JSON file)") from error
-    if not intact:
-        raise CheckpointError(f"{path}: damaged (its text does not match its own sha256)")
-    return dict(payload)
-
-
-def verify_file(folder: Path, name: str, entry: FileEntry, *, hashed: bool = True) -> None:
-    """Compare one file with its manifest entry; hashed=False compares the size only.
-
-    Raises:  CheckpointError naming the file: missing, truncated, too long, damaged, or outside the folder.
-    """
-    path = folder / name
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        raise CheckpointError(f"{folder / MANIFEST}: names {name!r}, which lies outside the folder")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, but the manifest lists it")
-    size = path.stat().st_size
-    if size != entry.size:
-        what = "truncated" if size < entry.size else "too long"
-        raise CheckpointError(f"{path}: {what}, {size} bytes instead of {entry.size}")
-    if hashed and measure(path).sha256 != entry.sha256:
-        raise CheckpointError(f"{path}: damaged, its {size} bytes do not match the sha256 of the manifest")
 
 
 def library_versions() -> dict[str, str]:

@@ -176,9 +176,9 @@ def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path:
 
 def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple[str, Callable[[], Path]]]:
     """Captions and drawers of the figures of one evaluated grid."""
-    shown = evaluation.exhibits[case]
+    shown, curve = evaluation.exhibits[case], folder / f"reliability_{case}.png"
     out: list[tuple[str, Callable[[], Path]]] = [
-        ("reliability of P(implausible)", lambda: figures.reliability(shown.prob_B, shown.implausible_B, folder / f"reliability_{case}.png")),
+        ("reliability of P(implausible)", lambda: figures.reliability(shown.prob_B, shown.implausible_B, curve)),
         ("localisation of one held-out attack", lambda: _map(folder, evaluation, case)),
     ]
     rows = [b.rows for b in evaluation.results.results if b.suite == "windows" and b.case == case]

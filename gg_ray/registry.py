@@ -26,18 +26,18 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gg_ray.checkpoint import (
+from gg_ray.checkpoint import library_versions
+from gg_ray.files import (
     MANIFEST,
     CheckpointError,
     FileEntry,
-    flatten,
     fsync_folder,
-    library_versions,
     read_sealed,
     seal,
     verify_file,
     write_synced,
 )
+from gg_ray.nested import flatten
 
 SCHEMA = 1
 ALIASES = ("champion", "challenger")

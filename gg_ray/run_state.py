@@ -14,6 +14,7 @@ from typing import Any
 from gg_ray import checkpoint
 from gg_ray.config import ConfigError, RunConfig, as_dict
 from gg_ray.config_io import dump
+from gg_ray.files import verify_file
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
 
@@ -40,8 +41,11 @@ class RunFolder:
     def open(self, resume: str | None) -> Path | None:
         """Prepare the folder. Returns: the checkpoint to continue from, None for a fresh start.
 
-        Raises: ConfigError for a --resume that names nothing; CheckpointError for another configuration.
+        Raises: ConfigError for a --resume that names nothing or a run directory that is a file; CheckpointError for
+                another configuration or a damaged file. The folder is then as it was.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"{self.root} is a file, not a run directory; use another --name or --out")
         found = self._find(resume)
         if found is not None:
             manifest = checkpoint.read_manifest(found)
@@ -49,8 +53,11 @@ class RunFolder:
             checkpoint.require_config(
                 found, checkpoint.config_hash(now, MAY_CHANGE), checkpoint.config_diff(manifest.config, now, MAY_CHANGE)
             )
+            if resume != "auto":  # before the old run moves aside; auto takes only what it has verified
+                for name, entry in manifest.files.items():
+                    verify_file(found, name, entry)
         # a checkpoint of another run starts a folder of its own: its steps must not join this one's metrics
-        if found is None or found.resolve().parent != self.checkpoints.resolve():
+        if found is None or self.root.resolve() not in found.resolve().parents:
             self._move_aside()
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "config.yaml").write_text(dump(self.config))

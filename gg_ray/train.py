@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gg_ray.checkpoint import CheckpointError
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
 from gg_ray.evaluate.job import Spread, Weights, check_suite, evaluate
 from gg_ray.evaluate.look import QuickLook
 from gg_ray.evaluate.report import text_table
+from gg_ray.files import CheckpointError
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.publish import publish

@@ -17,8 +17,9 @@ from gg_ray.evaluate.metrics import auroc
 from gg_ray.grid.cases import load_case
 from gg_ray.grid.meters import measure
 from gg_ray.records import Program, Window
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.executor import Executor
 from gg_ray.verifier.features import Featurizer, Prepared
 
 FIT, CHECK = 160, 80

@@ -16,8 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gg_ray import checkpoint
-from gg_ray.checkpoint import CheckpointError, FilePart, Flat, flatten, latest, load, save, unflatten
+from gg_ray import checkpoint, files, nested
+from gg_ray.checkpoint import latest, load, save
+from gg_ray.files import CheckpointError
+from gg_ray.nested import FilePart, Flat, flatten, unflatten
 
 CONFIG = {"learner": {"lr": 2e-3, "betas": (0.9, 0.999)}, "scenario": {"d_max": math.inf}, "seed": 0}
 HASH = checkpoint.config_hash(CONFIG)
@@ -126,7 +128,7 @@ def test_a_foreign_type_is_named_and_nothing_is_written(tmp_path: Path, value: A
 def test_no_pickle_can_run_from_a_foreign_tree() -> None:
     with pytest.raises(CheckpointError, match="not readable"):
         unflatten(Flat({"!": "reduce", "v": ["os.system", "true"]}))
-    source = Path(checkpoint.__file__).read_text(encoding="utf-8")
+    source = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in (checkpoint, files, nested))
     assert "import pickle" not in source
     assert "torch.load" not in source
     assert "allow_pickle" not in source
@@ -277,22 +279,22 @@ def test_truncated_and_flipped_are_told_apart(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    payload = checkpoint.read_sealed(path / "manifest.json") | changes
-    (path / "manifest.json").write_bytes(checkpoint.seal(payload))
+    payload = files.read_sealed(path / "manifest.json") | changes
+    (path / "manifest.json").write_bytes(files.seal(payload))
 
 
 def test_foreign_schema_missing_part_and_outside_names_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path, 1, full_state(1), config_hash=HASH, keep=1)
     with pytest.raises(CheckpointError, match=r"no part proposer .it holds learner, replay"):
         load(path, require=("learner", "proposer"))
-    files = checkpoint.read_sealed(path / "manifest.json")["files"]
-    rewrite(path, files={name: entry for name, entry in files.items() if name != "learner.json"})
+    listed = files.read_sealed(path / "manifest.json")["files"]
+    rewrite(path, files={name: entry for name, entry in listed.items() if name != "learner.json"})
     with pytest.raises(CheckpointError, match=r"'learner' has no file learner\.json"):
         load(path)
-    rewrite(path, files=files | {"../secret": {"size": 1, "sha256": ""}})
+    rewrite(path, files=listed | {"../secret": {"size": 1, "sha256": ""}})
     with pytest.raises(CheckpointError, match="outside the folder"):
         load(path)
-    rewrite(path, files=files, schema=99)
+    rewrite(path, files=listed, schema=99)
     with pytest.raises(CheckpointError, match="schema version 99, this code reads 1"):
         load(path)
     assert latest(tmp_path) is None
@@ -377,7 +379,7 @@ def hook(monkeypatch: pytest.MonkeyPatch, fail_at: int, fail: Any) -> list[str]:
 
         return call
 
-    monkeypatch.setattr(checkpoint, "open", opened, raising=False)
+    monkeypatch.setattr(files, "open", opened, raising=False)
     for name in ("fsync", "rename", "mkdir"):
         monkeypatch.setattr(os, name, wrap(name))
     return calls

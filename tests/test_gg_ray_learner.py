@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from gg_ray.checkpoint import flatten, unflatten
 from gg_ray.config import LearnerConfig, VerifierConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import Learner, load_numpy, new_verifier, pick_device
+from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Experience, Labels, Program
 from gg_ray.verifier.batch import F_EDGE, F_NODE, GraphBatch, collate
 from gg_ray.verifier.features import case_static

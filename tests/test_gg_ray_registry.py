@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gg_ray import checkpoint, registry
+from gg_ray import files, registry
 from gg_ray.registry import ModelCard, PromotionRefused, Registry, RegistryError
 
 ROWS = [
@@ -159,9 +159,9 @@ def test_a_foreign_schema_and_a_torn_alias_are_refused(store: Registry) -> None:
     version = add(store)
     store.promote(version, "champion")
     file = version.path / "manifest.json"
-    payload = checkpoint.read_sealed(file)
+    payload = files.read_sealed(file)
     file.unlink()
-    file.write_bytes(checkpoint.seal(payload | {"schema": 9}))
+    file.write_bytes(files.seal(payload | {"schema": 9}))
     with pytest.raises(RegistryError, match="manifest schema 9, this code reads 1"):
         store.load_weights("champion")
     alias = store.folder / "aliases" / "champion"

@@ -10,9 +10,12 @@ import pytest
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.records import Event, Program
-from gg_ray.scenario.anomalies import PARAMETER_LIMIT, SCALE_LIMIT, TAP_LIMIT, Unreachable, build, meters_of
+from gg_ray.scenario.alteration import Unreachable, meters_of
+from gg_ray.scenario.anomalies import SCALE_LIMIT, build
+from gg_ray.scenario.anomalies_model import PARAMETER_LIMIT, TAP_LIMIT
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.grammar import PRIMITIVES
 
 CASE = load_case("case57")

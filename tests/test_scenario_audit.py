@@ -25,8 +25,9 @@ from gg_ray.grid.cases import load_case
 from gg_ray.grid.estimation import Detectability, Innovation, plausible_prior
 from gg_ray.grid.meters import MeterPlan, draw_plan
 from gg_ray.records import Program, Window
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.gates import Gates
 from gg_ray.scenario.grammar import PRIMITIVES, Stratum
 from gg_ray.scenario.worlds import LOAD_NOISE, LOAD_RHO

@@ -15,8 +15,9 @@ from gg_ray.grid.estimation import Gain, wide_prior
 from gg_ray.grid.powerflow import bridges
 from gg_ray.grid.ybus import Judge
 from gg_ray.records import TYPES, Event, Program
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource, ContextError
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.grammar import PRIMITIVES, Grammar, GrammarError
 from gg_ray.scenario.worlds import World, tap_stretches, with_taps
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.records import FAMILIES, Event, Program
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.gates import JUDGE_LIMIT_PU, GateCounters, Gates, NoveltyGate
 from gg_ray.scenario.grammar import Stratum
 

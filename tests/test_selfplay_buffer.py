@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gg_ray.checkpoint import flatten, unflatten
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
 from gg_ray.grid.cases import load_case
+from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Experience, Labels, Program
 from gg_ray.selfplay.buffer import Buffer, Draw, priorities_after
 from gg_ray.verifier.batch import F_EDGE, F_NODE

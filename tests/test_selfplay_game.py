@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gg_ray.checkpoint import flatten, unflatten
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
+from gg_ray.nested import flatten, unflatten
 from gg_ray.scenario.context import ContextSource, context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gg_ray.checkpoint import flatten, unflatten
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
+from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Program
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ContextSource, context_source
-from gg_ray.scenario.executor import Attempt
 from gg_ray.scenario.gates import GateCounters
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.selfplay.game import Game

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from gg_ray.checkpoint import flatten, unflatten
 from gg_ray.config import ProposerConfig, ScenarioConfig
 from gg_ray.grid.cases import load_case
+from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Event
 from gg_ray.scenario.grammar import D_EDGES, Grammar, Stratum
 from gg_ray.selfplay.legal import HEADS, encode_case

@@ -1,6 +1,6 @@
 """False data injection that a residual cannot see, and its imperfect relatives.
 
-Flow:    solved states -> [attacks] -> scenario.anomalies (telemetered means)
+Flow:    solved states -> [attacks] -> scenario.anomalies_hidden (telemetered means)
 Source:  Liu, Ning and Reiter 2011 (a = Hc); AC form a = h(x') - h(x), docs/physics.md (stealth recipe)
 Shapes:  T scans, N buses, K interior buses
 Units:   p.u.

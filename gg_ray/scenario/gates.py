@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.ybus import Judge
 from gg_ray.records import F64, Bool, Program
-from gg_ray.scenario.executor import Attempt, Executor
+from gg_ray.scenario.attempt import Attempt
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.grammar import first_family, program_hash
 from gg_ray.scenario.worlds import Taps, tap_stretches, with_taps
 

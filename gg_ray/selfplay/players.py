@@ -23,10 +23,11 @@ from gg_ray.grid.estimation import Innovation
 from gg_ray.grid.meters import measure
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import Event, Experience, Labels, Program, Window
+from gg_ray.scenario.attempt import Attempt, Side
 from gg_ray.scenario.context import ContextSource
-from gg_ray.scenario.executor import Attempt, Side, materiality_scale
 from gg_ray.scenario.gates import GateCounters
 from gg_ray.scenario.grammar import Stratum
+from gg_ray.scenario.telemetry import materiality_scale
 from gg_ray.selfplay.legal import encode_case
 from gg_ray.selfplay.policy_update import PolicySample
 from gg_ray.selfplay.proposer import Proposer

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from gg_ray.config import RunConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.records import Experience, Program, Window
+from gg_ray.scenario.attempt import Attempt, Side
 from gg_ray.scenario.context import ContextSource
-from gg_ray.scenario.executor import Attempt, Executor, Side
+from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.gates import Gates
 from gg_ray.selfplay.rewards import learnability, p_bar_anomalous, p_bar_benign, p_star, skill
 from gg_ray.verifier.features import Features, Featurizer, batch_of, case_static
