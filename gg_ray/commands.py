@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gg_ray.config import RunConfig
+from gg_ray.config import ConfigError, RunConfig
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
 from gg_ray.evaluate.job import Spread, evaluate
@@ -36,7 +36,13 @@ def evaluate_model(
     model: str, suite: str, run: str | None, out: Path | None, cases: Sequence[str], windows: int | None,
     days: int | None, with_data: Callable[[RunConfig], RunConfig], spread: Spread | None = None,
 ) -> int:  # fmt: skip
-    """Suites on a registered model; prints the tables and writes results.json."""
+    """Suites on a registered model; prints the tables and writes results.json.
+
+    Raises: ConfigError for a size below 1; RegistryError, SuiteError or CaseError for an unknown name.
+    """
+    for option, value in (("--windows", windows), ("--days", days)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} {value}: at least 1; leave it out to take what the run used")
     torch.set_num_threads(1)
     registry = find_registry(RUNS, run)
     network, _, version = load_model(registry, model)
@@ -66,7 +72,12 @@ def evaluate_model(
 
 
 def score_files(files: Sequence[Path], model: str, run: str | None) -> int:
-    """One JSON verdict per window of every file, in order."""
+    """One JSON verdict per window of every file, in order.
+
+    Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name.
+    """
+    if not files:
+        raise ConfigError("score: name at least one file of windows (.parquet, .arrow or .json)")
     torch.set_num_threads(1)
     found = [(path, read_windows(path)) for path in files]
     network, calibration, version = load_model(find_registry(RUNS, run), model)
@@ -86,7 +97,10 @@ def list_models(run: str | None) -> int:
     names: dict[str, list[str]] = {}
     for alias, version_id in registry.aliases().items():
         names.setdefault(version_id, []).append(alias)
-    for version in registry.list():
+    versions = registry.list()
+    if not versions:
+        _say(f"no model is registered in {registry.root}; train one with gg-ray train")
+    for version in versions:
         accuracy = version.metrics.get("balanced_accuracy")
         shown = f"{float(accuracy):.3f}" if accuracy is not None else "-"
         _say(f"{version.id:<16} balanced accuracy {shown:<6} {' '.join(names.get(version.id, []))}")
@@ -107,10 +121,12 @@ def show_status(run: str) -> int:
 
     Raises: RegistryError if there is no such run.
     """
-    root = Path(run) if run and Path(run).is_dir() else RUNS / run if run else _latest_run()
+    places = [Path(run), RUNS / run] if run else [_latest_run()]
+    # by its metrics: a folder here that only shares the run's name is not meant
+    root = next((place for place in places if (place / "metrics.jsonl").is_file()), None)
+    if root is None:
+        raise RegistryError(f"no run at {' or '.join(map(str, places))}; start one with gg-ray train")
     metrics = root / "metrics.jsonl"
-    if not metrics.is_file():
-        raise RegistryError(f"no run at {root}; start one with gg-ray train")
     rows = list(read_jsonl(metrics))
     if not rows:
         _say(f"{root}: started, no step finished yet")

@@ -123,34 +123,31 @@ class Gain:
             pseudo = np.concatenate([1.0 / prior.p**2, 1.0 / prior.q**2, 1.0 / prior.v**2])
         self.precision = np.concatenate([1.0 / plan.sigma**2, pseudo])
         """[M + U] inverse variance of every reading, then of every pseudo-measurement."""
-        self.h = full[np.concatenate([plan.channels, self.pseudo_channels])]
+        rows = full[np.concatenate([plan.channels, self.pseudo_channels])]
         # Sparse on every grid: a bus has few branches, so even at 14 buses the dense product is the slower one.
-        self._h_t = self.h.T.tocsr()
-        weighted = sp.csr_matrix(
-            (self.h.data * np.repeat(self.precision, np.diff(self.h.indptr)), self.h.indices, self.h.indptr),
-            shape=self.h.shape,
-        )
+        self._h_t = rows.T.tocsr()
+        rows.data *= np.repeat(self.precision, np.diff(rows.indptr))
         # The slack angle is the reference; the faint rest keeps a bus that declarations cut off from being singular.
         anchor = np.where(np.arange(2 * n) == case.slack, 1e8, 1e-3)
         self._inverse: F64 | None = None
         self.dense = 2 * n <= DENSE_STATES
         if self.dense:
-            gain = (self._h_t @ weighted).toarray()
+            gain = (self._h_t @ rows).toarray()
             gain[np.diag_indices(2 * n)] += anchor
             self._inverse = sla.inv(gain, overwrite_a=True, check_finite=False)
         else:
-            self._lu = splu((self._h_t @ weighted + sp.diags(anchor)).tocsc())
+            self._lu = splu((self._h_t @ rows + sp.diags(anchor)).tocsc())
         self._omega: F64 | None = None
 
     @property
     def h_m(self) -> sp.csr_matrix:
         """[M, X] rows of the installed meters."""
-        return self.h[: self.plan.size]
+        return self._h_t.T.tocsr()[: self.plan.size]
 
     @property
     def h_u(self) -> sp.csr_matrix:
         """[U, X] rows of the pseudo-measurements."""
-        return self.h[self.plan.size :]
+        return self._h_t.T.tocsr()[self.plan.size :]
 
     def solve(self, rhs_XR: F64) -> F64:
         """G^-1 rhs for [X, R]."""
@@ -268,8 +265,8 @@ def _row_basis(block: F64, keep: float = 1e-8) -> F64:
 
 LEVELS = (0.55, 0.7, 0.85, 1.0)
 """Demand levels at which an estimator keeps an operating point; rows use the nearest one."""
-_TOPOLOGIES = 8
-"""Outage patterns whose factors an estimator keeps: each is as large as an operating point."""
+_TOPOLOGIES = 3
+"""Outage patterns whose factors an estimator keeps: each is as large as an operating point and soon made again."""
 _JACOBIANS, _GRIDS = 128, 16
 """Jacobians kept per grid, and grids: what a run of a few grids with single declared outages uses again."""
 _SETTLED = 2e-5
