@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors import session
-from actors.crew import ONE_THREAD
 from actors.selfplay import play
+from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
 from gg_ray.replay.segments import ColumnStore
 from gg_ray.replay.selectors import Prioritized

@@ -15,12 +15,12 @@ import ray
 from numpy.typing import NDArray
 
 from actors.board import Posted, WeightBoard, fetch
+from actors.grids import SharedGrids
 from actors.pool import ActorPool, Done, Lost
+from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
 from gg_ray.selfplay.players import Answered, Order, Proposed, Question
 
-ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
-"""Runtime environment of every actor: numbers equal the serial loop's, and shares of a CPU stay shares."""
 CALL_ATTEMPTS = 5
 """Times one call is sent in lock-step before it must be the call, not the actor."""
 
@@ -40,13 +40,13 @@ class Crew:
 
     def __init__(
         self, config: RunConfig, actor: type, method: str, kinds: Sequence[str], versions: Mapping[str, int], size: int,
-        options: Mapping[str, Any], grids: Any,
+        options: Mapping[str, Any], grids: SharedGrids,
     ) -> None:  # fmt: skip
         """
         Args:    actor  class constructed with config and grids, its `method(work, posted)` answers (summary, windows)
                  kinds  weights its calls carry;  versions  the game's, read at each publication
                  size   actors, 0 for a crew that is never asked;  options  resources of one actor
-                 grids  the training grids, or Ray's reference to them: an actor need not load them itself
+                 grids  the training grids: an actor need not load them itself
         """
         self.method, self.kinds, self._versions = method, tuple(kinds), versions
         self._timeout_s = config.actors.call_timeout_s

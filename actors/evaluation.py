@@ -15,7 +15,6 @@ import torch
 from ray.exceptions import RayTaskError
 
 from actors import session
-from actors.crew import ONE_THREAD
 from gg_ray.evaluate.job import GridJob, GridResult, run_grid
 from gg_ray.grid.cases import GridCase, adopt, load_case
 from gg_ray.scenario.context import context_source
@@ -27,7 +26,7 @@ def spread(jobs: Sequence[GridJob]) -> Iterator[GridResult]:
     Raises:  CaseError for an unknown grid, before anything starts; what a job raised.
     """
     grids = [load_case(job.case) for job in jobs]
-    task = ray.remote(evaluate_grid).options(num_cpus=1, runtime_env=ONE_THREAD)
+    task = ray.remote(evaluate_grid).options(num_cpus=1, runtime_env=session.ONE_THREAD)
     with session.start(jobs[0].config.actors):
         running = [
             task.remote(replace(job, config=session.absolute(job.config)), grid)
@@ -38,7 +37,7 @@ def spread(jobs: Sequence[GridJob]) -> Iterator[GridResult]:
             try:
                 result: GridResult = ray.get(ready[0])
             except RayTaskError as error:
-                raise error.as_instanceof_cause() from None
+                raise error.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
             yield result
 
 

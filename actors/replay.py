@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from torch import Tensor
 
-from actors.crew import ONE_THREAD
+from actors.grids import SharedGrids, take
+from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
-from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.selfplay.buffer import Buffer, Draw
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ class ReplayActor:
     does not queue behind inserts, and takes the lock for one method's time at most.
     """
 
-    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
+    def __init__(self, config: RunConfig, grids: SharedGrids = ()) -> None:
         torch.set_num_threads(1)
-        adopt(grids)
+        take(grids)
         self.buffer = Buffer(config)
         self._lock = threading.Lock()
 
@@ -91,10 +91,10 @@ class RemoteBuffer:
     """
 
     def __init__(
-        self, config: RunConfig, options: Mapping[str, Any], grids: Any = (), *, stats_age_s: float = 0.0
+        self, config: RunConfig, options: Mapping[str, Any], grids: SharedGrids = (), *, stats_age_s: float = 0.0
     ) -> None:
         """
-        Args:    options  resources of the actor;  grids  the training grids or Ray's reference to them
+        Args:    options  resources of the actor;  grids  the training grids
                  stats_age_s  how old `stats` may be, 0 asks at every call
         """
         self._timeout_s, self._stats_age_s = config.actors.call_timeout_s, stats_age_s
@@ -146,9 +146,9 @@ class RemoteBuffer:
     def state_dict(self, tail: int) -> dict[str, Any]:
         """As Buffer.state_dict. Segments cross the object store a few at a time, so it need not hold them all."""
         stream = self.actor.snapshot.options(_generator_backpressure_num_objects=SEGMENTS_AHEAD).remote(tail)
-        # arrays from Ray are views that pin the object store (ray #8227)
+        # its arrays are views that pin the object store (ray #8227)
         state: dict[str, Any] = copy.deepcopy(self._get(next(stream)))
-        state["table"]["payload"] = [np.array(self._get(ref)) for ref in stream]
+        state["table"]["payload"] = [self._get(ref) for ref in stream]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -22,6 +22,10 @@ from gg_ray.config import ActorsConfig, RunConfig
 
 logger = logging.getLogger(__name__)
 
+ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}}
+"""Runtime environment of every actor: numbers equal the serial loop's, and shares of a CPU stay shares.
+
+Ray runs methods on several threads; with a malloc arena for each, freed memory piles up in all of them."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """Enough for three weight versions and the batches in flight of a laptop run."""
 MAX_TEMP_DIR_BYTES = 40

@@ -40,14 +40,14 @@ def evaluate_model(
 
     Raises: ConfigError for a size below 1; RegistryError, SuiteError or CaseError for an unknown name.
     """
-    for option, value in (("--windows", windows), ("--days", days)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{option} {value}: at least 1; leave it out to take what the run used")
     torch.set_num_threads(1)
     registry = find_registry(RUNS, run)
     network, _, version = load_model(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
-    sizes = replace(config.evaluate, windows=windows or config.evaluate.windows, days=days or config.evaluate.days)
+    sizes = config.evaluate
+    sizes = replace(
+        sizes, windows=sizes.windows if windows is None else windows, days=sizes.days if days is None else days
+    )  # fmt: skip
     config = replace(config, evaluate=sizes)
     untrained = new_verifier(network.config, config.seed + 1)
     found = evaluate(

@@ -310,6 +310,12 @@ class EvaluateConfig:
     uniform_control: bool = True
     """Also train the same Verifier on uniform scenarios with the same budget."""
 
+    def __post_init__(self) -> None:
+        for name in ("windows", "days", "validation_days", "stride"):
+            _check(getattr(self, name) >= 1, f"evaluate.{name}: {getattr(self, name)}; at least 1")
+        _check(self.every_steps >= 0, f"evaluate.every_steps: {self.every_steps}; 0 or more")
+        _check(self.incidents_per_day >= 0, f"evaluate.incidents_per_day: {self.incidents_per_day}; 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

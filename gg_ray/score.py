@@ -45,16 +45,31 @@ class Calibration:
 def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibration, Version]:
     """A registered Verifier, verified by hash.
 
-    Raises: RegistryError for an unknown reference, a damaged file or features of another schema.
+    Raises: RegistryError for an unknown reference, a damaged file, features of another schema, an architecture of
+            another program version or a version without calibration.
     """
     version = registry.resolve(reference)
     manifest = version.manifest
     if int(manifest["feature_schema"]) != SCHEMA:
         raise RegistryError(f"{version.id}: feature schema {manifest['feature_schema']}, this program has {SCHEMA}")
-    network = new_verifier(VerifierConfig(**version.architecture), 0)
-    load_numpy(network, registry.load_weights(version))
-    extra = manifest["extra"]["calibration"]
-    calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
+    weights = registry.load_weights(version)
+    try:
+        network = new_verifier(VerifierConfig(**version.architecture), 0)
+        load_numpy(network, weights)
+    except (TypeError, RuntimeError) as error:  # a setting this program does not know; weights of other names or shapes
+        reason = " ".join(str(error).split())
+        raise RegistryError(
+            f"{version.id}: its architecture is not one of this program ({reason}); use the gg-ray that registered it,"
+            " or another version (gg-ray models)"
+        ) from error
+    try:
+        extra = manifest["extra"]["calibration"]
+        calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
+    except KeyError as error:
+        raise RegistryError(
+            f"{version.id}: registered without calibration (no {error}), so it gives no verdicts; register it again"
+            " (gg-ray train), or use another version (gg-ray models)"
+        ) from error
     return network.eval(), calibration, version
 
 
@@ -137,7 +152,11 @@ def find_registry(runs: Path, run: str | None) -> Registry:
         if not (root / "registry").is_dir():
             raise RegistryError(f"run {run!r} has no registry; train it first (gg-ray train --name {Path(run).name})")
         return Registry(root / "registry")
-    found = sorted(runs.glob("*/registry"), key=lambda p: p.stat().st_mtime)
+    # what registering and promoting write, not the folder above: its own time changes only when it is made
+    found = sorted(
+        runs.glob("*/registry"),
+        key=lambda registry: max(path.stat().st_mtime_ns for path in (registry, *registry.rglob("*"))),
+    )
     if not found:
         raise RegistryError(f"no trained run under {runs}/; start with gg-ray train")
     return Registry(found[-1])

@@ -278,8 +278,10 @@ def test_column_table_round_trip_and_damage() -> None:
     a, b = (t.sample(64, np.random.default_rng(3), [(Prioritized(), 0.5), (Rank(), 0.5)]) for t in (table, other))
     np.testing.assert_array_equal(a.items["n"], b.items["n"])
     np.testing.assert_array_equal(a.keys, b.keys)
-    bad = {**state, "payload": [segment.copy() for segment in state["payload"]]}
-    bad["payload"][-1][500] ^= 1
+    bad = {**state, "payload": list(state["payload"])}
+    last = bytearray(bad["payload"][-1])
+    last[500] ^= 1
+    bad["payload"][-1] = bytes(last)
     with pytest.raises(SegmentError, match="step-9"):
         other.load_state_dict(bad, "step-9")
     assert len(other) == 1000  # still usable

@@ -187,9 +187,12 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
         out.comparisons += comparisons(windows, outputs, thresholds, ours.name, config.seed)
         out.notes += stop_check(block, CLASSICAL)
     if suite in ("quick", "timelines"):
-        days = maker.timelines()
-        sizes += f"; {len(days.test)} test days, {100 * days.attacked_share:.2f} % of looks attacked"
-        out.blocks.append(timeline_block(days, methods, job.info, config.evaluate.incidents_per_day))
+        days = timeline_block(maker.timelines(), methods, job.info, config.evaluate.incidents_per_day)
+        if days is None:
+            out.notes.append(f"{job.case}: no test day with an episode that passes the gates; timelines left out")
+        else:
+            sizes += f"; {days.budget['days']:.0f} test days, {100 * days.budget['prevalence']:.2f} % of looks attacked"
+            out.blocks.append(days)
     out.sizes = sizes
     return out
 

@@ -7,7 +7,7 @@ Shapes:  B windows, N buses, S looks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ import torch
 
 from gg_ray.baselines.base import Detector
 from gg_ray.evaluate import metrics, results
-from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows
+from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows, TimelineEvent
 from gg_ray.evaluate.suites import Day, Group, TimelineSuite, WindowSuite
 from gg_ray.records import F64, I64, TYPES
 from gg_ray.verifier.features import Features, Featurizer, Prepared, batch_of, case_static
@@ -192,21 +192,25 @@ def _d_eff(groups: Sequence[Group], family: str) -> F64:
     return np.array([d for g in groups for d, f in zip(g.d_eff, g.families, strict=True) if f == family])
 
 
-def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float) -> Block:
+def timeline_block(
+    suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float
+) -> Block | None:
     """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
 
-    Methods must have been prepared (window_block does that).
+    Methods must have been prepared (window_block does that).   Returns: None where no test day could be made
     """
+    benign, _ = _scores(suite.validation, methods)
+    scores, days = _scores(suite.test, methods)
+    if not days:
+        return None
     rows: list[Row] = []
-    families = sorted({e.family for d in suite.test for e in d.events}, key=results.family_order)
-    # day by day and not method by method: networks then share the features of a day
-    benign, scores = _scores(suite.validation, methods), _scores(suite.test, methods)
+    families = sorted({e.family for events, _, _ in days for e in events}, key=results.family_order)
     for method in methods:
         name = method.name
         threshold = metrics.threshold_for_budget(benign[name], incidents_per_day, scans_per_day=suite.looks_per_day)
         lines = [
-            ScoredTimeline(score_S=score, events=day.events)
-            for score, day in zip(scores[name], suite.test, strict=True)
+            ScoredTimeline(score_S=score, events=events)
+            for score, (events, _, _) in zip(scores[name], days, strict=True)
         ]  # fmt: skip
         own = [
             results.row_from_timelines(name, family, lines, threshold, scans_per_day=suite.looks_per_day)
@@ -215,7 +219,8 @@ def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockI
         pooled = results.row_from_timelines(name, POOLED, lines, threshold, scans_per_day=suite.looks_per_day)
         rows += [*own, pooled, results.macro_row(name, own)]
     budget = {
-        "incidents_per_day": incidents_per_day, "prevalence": suite.attacked_share, "days": float(len(suite.test)),
+        "incidents_per_day": incidents_per_day, "days": float(len(days)),
+        "prevalence": sum(attacked for _, attacked, _ in days) / sum(looks for _, _, looks in days),
         "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
     }  # fmt: skip
     return Block(
@@ -224,13 +229,20 @@ def timeline_block(suite: TimelineSuite, methods: Sequence[Method], info: BlockI
     )  # fmt: skip
 
 
-def _scores(days: Sequence[Day], methods: Sequence[Method]) -> dict[str, list[F64]]:
-    """Scores of each method on each day, [S] a day."""
+def _scores(
+    days: Iterable[Day], methods: Sequence[Method]
+) -> tuple[dict[str, list[F64]], list[tuple[tuple[TimelineEvent, ...], int, int]]]:
+    """Scores [S] of each method on each day, and of each day its events, attacked looks and looks.
+
+    Day by day and not method by method: networks share the features of a day, and no day is kept.
+    """
     out: dict[str, list[F64]] = {method.name: [] for method in methods}
+    seen = []
     for day in days:
         for method in methods:
             out[method.name].append(method.output(day.prepared).score_B)
-    return out
+        seen.append((day.events, day.attacked, len(day.labels)))
+    return out, seen
 
 
 def stop_check(block: Block, classical: Sequence[str]) -> list[str]:

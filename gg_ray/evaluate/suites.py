@@ -11,7 +11,7 @@ and grids do not occur in training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,17 +72,32 @@ class Day:
     events: tuple[TimelineEvent, ...]
     """In looks, not scans."""
     labels: list[Labels]
+    attacked: int
+    """Looks whose newest scan is attacked; an event takes in one look more, where an alarm may come."""
 
 
 @dataclass(slots=True)
 class TimelineSuite:
+    """Continuous days. They are made while they are gone through and not kept: one takes tens of MiB."""
+
     case: str
-    validation: list[Day]
-    test: list[Day]
+    validation: Iterable[Day]
+    test: Iterable[Day]
     looks_per_day: float
-    attacked_share: float
-    """Of all looks, those whose newest scan is attacked."""
-    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Days:
+    """Days of one split, anew each time they are gone through; day i depends on i alone."""
+
+    make: Callable[[int], Day | None]
+    count: int
+
+    def __iter__(self) -> Iterator[Day]:
+        for index in range(self.count):
+            day = self.make(index)
+            if day is not None:
+                yield day
 
 
 class SuiteMaker:
@@ -131,9 +146,9 @@ class SuiteMaker:
             collected += self._gated("validation", stratum, len(families) * count // 2, rng)[0]
         return [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
 
-    def _rng(self, purpose: int) -> np.random.Generator:
+    def _rng(self, *purpose: int) -> np.random.Generator:
         name = int.from_bytes(hashlib.blake2b(self.case.name.encode(), digest_size=4).digest(), "little")
-        return np.random.default_rng([SUITE_SEED, purpose, name])
+        return np.random.default_rng([SUITE_SEED, purpose[0], name, *purpose[1:]])
 
     def _programs(self, stratum: Stratum, count: int, rng: np.random.Generator) -> list[Program]:
         out = []
@@ -192,23 +207,12 @@ class SuiteMaker:
         """Whole days of one-minute scans: natural events, and in test days one attack episode of at most 12 scans."""
         long = Executor(self.case, self.scenario, self.contexts, all_families=True, scans=_DAY_SCANS)
         families = [f for f in FAMILIES if self.executor.grammar.primitives("anomalous", f)]
-        rng = self._rng(4)
-        benign = [self._day(long, "validation", "", i, rng) for i in range(self.sizes.validation_days)]
-        made = [self._day(long, "test", families[i % len(families)], i, rng) for i in range(self.sizes.days)]
-        test = [day for day in made if day is not None]
-        attacked = sum(self._attacked_looks(day) for day in test)
         return TimelineSuite(
-            self.case.name, [day for day in benign if day is not None], test, _DAY_SCANS / self.sizes.stride,
-            attacked / max(sum(len(day.labels) for day in test), 1), _digest([day.prepared for day in test]),
+            self.case.name,
+            _Days(lambda i: self._day(long, "validation", "", i, self._rng(4, i)), self.sizes.validation_days),
+            _Days(lambda i: self._day(long, "test", families[i % len(families)], i, self._rng(6, i)), self.sizes.days),
+            _DAY_SCANS / self.sizes.stride,
         )  # fmt: skip
-
-    def _attacked_looks(self, day: Day) -> int:
-        """Looks whose newest scan is attacked; an event takes in one look more, where an alarm may come."""
-        if not day.events:
-            return 0
-        ends = self.scenario.scans + self.sizes.stride * np.arange(len(day.labels))
-        truth = day.labels[0]
-        return int(((ends > truth.onset) & (ends <= truth.end)).sum())
 
     def _day(self, long: Executor, split: str, family: str, index: int, rng: np.random.Generator) -> Day | None:
         """One day; None if no gated episode of the family was found."""
@@ -250,11 +254,11 @@ class SuiteMaker:
             windows.append(_slice(whole, start, int(end), self.case.tap, truth))
             labels.append(replace(truth, implausible=bool(attacked), type=truth.type if attacked else 0))
         prepared = self.featurizer.prepare(windows, self.executor.grammar.plan(plan_id))
-        events: tuple[TimelineEvent, ...] = ()
-        if truth.implausible:
-            hit = np.flatnonzero((ends > truth.onset) & (ends <= truth.end + stride))
-            events = (TimelineEvent(int(hit[0]), int(hit[-1]) + 1, family),)
-        return Day(prepared, events, labels)
+        if not truth.implausible:
+            return Day(prepared, (), labels, 0)
+        hit = np.flatnonzero((ends > truth.onset) & (ends <= truth.end + stride))
+        attacked = int(((ends > truth.onset) & (ends <= truth.end)).sum())
+        return Day(prepared, (TimelineEvent(int(hit[0]), int(hit[-1]) + 1, family),), labels, attacked)
 
 
 def _slice(whole: Window, start: int, end: int, published_tap: np.ndarray, truth: Labels) -> Window:

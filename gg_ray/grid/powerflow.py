@@ -8,7 +8,10 @@ Units:   p.u. here; MW and Mvar only at the engine's edge
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +37,22 @@ class Solution:
     iterations_R: I64
 
 
+@contextmanager
+def _without_pandapower() -> Iterator[None]:
+    """lightsim2grid reads pandapower networks where it can, and so imports it: 160 MiB and two seconds in each actor.
+
+    We hand it dictionaries only, and it takes pandapower's absence for what it is: an option that is not there.
+    """
+    hide = "pandapower" not in sys.modules
+    if hide:
+        sys.modules["pandapower"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["pandapower"]
+
+
 class PowerFlow:
     """One lightsim2grid model of one case, solved in batches.
 
@@ -41,7 +60,8 @@ class PowerFlow:
     """
 
     def __init__(self, case: GridCase, tol_pu: float = 1e-8, max_iter: int = 12) -> None:
-        from lightsim2grid.network import init_from_powermodels
+        with _without_pandapower():
+            from lightsim2grid.network import init_from_powermodels
 
         self.case = case
         self.tol_pu = tol_pu

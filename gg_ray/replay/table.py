@@ -335,7 +335,7 @@ class ReplayTable(Generic[BatchT]):
         books, segments = self.snapshot(tail)
         return {**books, "payload": list(segments)}
 
-    def snapshot(self, tail: int = 0) -> tuple[dict[str, NDArray[Any]], Iterator[NDArray[np.uint8]]]:
+    def snapshot(self, tail: int = 0) -> tuple[dict[str, NDArray[Any]], Iterator[bytes]]:
         """The books as plain arrays, and the payload as checked Arrow segments that are made one at a time.
 
         Whoever takes segment after segment never holds the contents a second time; the table must not change meanwhile.
@@ -365,7 +365,7 @@ class ReplayTable(Generic[BatchT]):
             "top_priority": np.array([self._top_priority]),
             "batch_ids": np.fromiter(self._batch_ids, dtype=np.int64, count=len(self._batch_ids)),
         }
-        return books, (np.frombuffer(self._store.dump(part), dtype=np.uint8) for part in _parts(held))
+        return books, (self._store.dump(part) for part in _parts(held))
 
     def load_state_dict(self, state: dict[str, Any], name: str = "replay state") -> None:
         """Replace the contents by a saved state. The table is left as it was if the state does not fit.
@@ -379,7 +379,7 @@ class ReplayTable(Generic[BatchT]):
                 f"{name}: {size} bytes in a table of {capacity} items; this one holds {self.limit_bytes} bytes, "
                 f"{self._index.capacity} items; set replay.max_items and replay.limit_bytes as in the saved run"
             )
-        parts, items = _parts(held), [self._store.parse(segment.tobytes(), name) for segment in state["payload"]]
+        parts, items = _parts(held), [self._store.parse(segment, name) for segment in state["payload"]]
         if [self._store.sizes(part).size for part in items] != [part.size for part in parts]:
             raise ReplayError(f"{name}: payload and index differ in length; restore an older checkpoint")
         self._store.drop(self._index.held.copy())

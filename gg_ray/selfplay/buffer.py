@@ -146,7 +146,7 @@ class Buffer:
         state, segments = self.snapshot(tail)
         return {**state, "table": {**state["table"], "payload": list(segments)}}
 
-    def snapshot(self, tail: int) -> tuple[dict[str, Any], Iterator[NDArray[np.uint8]]]:
+    def snapshot(self, tail: int) -> tuple[dict[str, Any], Iterator[bytes]]:
         """The state without its payload, and the payload segment by segment (ReplayTable.snapshot)."""
         books, segments = self.table.snapshot(tail)
         return {"table": books, "limiter": self.limiter.state_dict(), "draws": self.draws}, segments
