@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,16 @@ def find_registry(runs: Path, run: str | None) -> Registry:
         if not (root / "registry").is_dir():
             raise RegistryError(f"run {run!r} has no registry; train it first (gg-ray train --name {Path(run).name})")
         return Registry(root / "registry")
-    # what registering and promoting write, not the folder above: its own time changes only when it is made
-    found = sorted(
-        runs.glob("*/registry"),
-        key=lambda registry: max(path.stat().st_mtime_ns for path in (registry, *registry.rglob("*"))),
-    )
+    found = sorted(runs.glob("*/registry"), key=_last_written)
     if not found:
         raise RegistryError(f"no trained run under {runs}/; start with gg-ray train")
     return Registry(found[-1])
+
+
+def _last_written(registry: Path) -> int:
+    """When something was registered or promoted last, ns. The folder's own time changes only when it is made."""
+    newest = 0
+    for path in (registry, *registry.rglob("*")):
+        with suppress(FileNotFoundError):  # a temporary folder of a registration under way
+            newest = max(newest, path.stat().st_mtime_ns)
+    return newest

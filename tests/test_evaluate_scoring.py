@@ -11,11 +11,19 @@ import pytest
 from gg_ray.config import EvaluateConfig, ScenarioConfig, VerifierConfig
 from gg_ray.evaluate import results
 from gg_ray.evaluate.results import MACRO, Block, Row
-from gg_ray.evaluate.scoring import BlockInfo, NetworkMethod, Output, stop_check, timeline_block, window_block
+from gg_ray.evaluate.scoring import (
+    BlockInfo,
+    LastFeatures,
+    NetworkMethod,
+    Output,
+    stop_check,
+    timeline_block,
+    window_block,
+)
 from gg_ray.evaluate.suites import SuiteMaker, TimelineSuite, WindowSuite
 from gg_ray.learner import new_verifier
 from gg_ray.scenario.context import context_source
-from gg_ray.verifier.features import Prepared
+from gg_ray.verifier.features import Features, Featurizer, Prepared
 
 INFO = BlockInfo(fold=0, model="m", seed=0, commit="c", learner_steps=1, executor_calls=2)
 
@@ -45,7 +53,8 @@ def windows(maker: SuiteMaker) -> WindowSuite:
 
 @pytest.fixture(scope="module")
 def timelines(maker: SuiteMaker) -> TimelineSuite:
-    return maker.timelines()
+    made = maker.timelines()
+    return dataclasses.replace(made, validation=list(made.validation), test=list(made.test))
 
 
 def test_a_network_scores_a_grid_it_never_saw(windows: WindowSuite) -> None:
@@ -63,6 +72,40 @@ def test_a_network_scores_a_grid_it_never_saw(windows: WindowSuite) -> None:
     assert block.row(results.ORACLE) is not None
     families = {f for g in windows.test for f in g.families if f}
     assert {row.family for row in block.rows if row.method == "ours"} == families | {MACRO}
+
+
+def test_networks_asked_about_the_same_windows_share_their_features(
+    windows: WindowSuite, timelines: TimelineSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (group.prepared for group in windows.test)
+    settings = VerifierConfig(hidden=16)
+    alone = [NetworkMethod("alone", new_verifier(settings, seed)).output(one) for seed in range(3)]
+    made: list[Prepared] = []
+    original = Featurizer.features
+
+    def note(self: Featurizer, prepared: Prepared) -> Features:
+        made.append(prepared)
+        return original(self, prepared)
+
+    monkeypatch.setattr(Featurizer, "features", note)
+    shared = LastFeatures()
+    networks = [NetworkMethod(f"n{seed}", new_verifier(settings, seed), shared) for seed in range(3)]
+    for network, expected in zip(networks, alone, strict=True):
+        np.testing.assert_array_equal(network.output(one).score_B, expected.score_B)
+    assert len(made) == 1, "once for all networks"
+    for network in networks:
+        network.output(two)
+    assert len(made) == 2, "anew for other windows"
+    np.testing.assert_array_equal(networks[0].output(one).score_B, alone[0].score_B)
+    assert len(made) == 3, "only the last ones are kept"
+    networks[1].output(copy.copy(one))
+    assert len(made) == 4, "windows that merely look the same may have been changed"
+    NetworkMethod("own", new_verifier(settings, 0)).output(one)
+    assert len(made) == 5, "a network that shares with none"
+    made.clear()
+    timeline_block(timelines, networks, INFO, 1.0)
+    days = [day.prepared for day in (*timelines.validation, *timelines.test)]
+    assert [id(prepared) for prepared in made] == [id(prepared) for prepared in days], "day by day, each once"
 
 
 def test_thresholds_do_not_know_the_test_windows(windows: WindowSuite) -> None:
@@ -93,8 +136,14 @@ def test_timeline_thresholds_do_not_know_the_test_days(
         day.prepared.z_BTM *= -3.0
     timeline_block(other, [Mean()], INFO, 1.0)
     assert seen[0] == seen[1]
-    assert block.budget["prevalence"] == timelines.attacked_share
+    assert block is not None
+    looks, attacked = sum(len(day.labels) for day in timelines.test), sum(day.attacked for day in timelines.test)
+    assert block.budget["prevalence"] == attacked / looks > 0
     assert block.suite == "timelines"
+
+
+def test_without_a_test_day_there_is_no_timeline_block(timelines: TimelineSuite) -> None:
+    assert timeline_block(dataclasses.replace(timelines, test=[]), [Mean()], INFO, 1.0) is None
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,8 @@ def test_score_refuses_weights_that_were_changed(screen: Screen, home: Path) -> 
 
 
 def test_evaluate_measures_the_registered_weights_and_writes_the_report(screen: Screen, home: Path) -> None:
-    said = screen.says("evaluate", "--model", "v1", "--suite", "windows", "--cases", "case14", "--windows", "2")
+    grid = ("--cases", "case14", "--windows", "2", "--no-parallel")
+    said = screen.says("evaluate", "--model", "v1", "--suite", "windows", *grid)
     folder = home / "runs" / "tiny" / "evaluation" / "report"
     [block] = json.loads((folder / "results.json").read_text())["results"]
     assert (block["suite"], block["case"], block["model"]) == ("windows", "case14", "verifier/v1")
@@ -316,7 +317,7 @@ def test_evaluate_measures_the_registered_weights_and_writes_the_report(screen: 
 
 
 def test_evaluate_runs_the_grids_and_sizes_of_the_run_where_none_are_named(screen: Screen, home: Path) -> None:
-    screen.says("evaluate", "--model", "v2", "--suite", "windows", "--out", "elsewhere")
+    screen.says("evaluate", "--model", "v2", "--suite", "windows", "--out", "elsewhere", "--no-parallel")
     blocks = json.loads((home / "elsewhere" / "report" / "results.json").read_text())["results"]
     assert [block["case"] for block in blocks] == ["case14", "case30"]
     assert [block["budget"]["windows"] for block in blocks] == [2 * len(FAMILIES)] * 2
@@ -325,14 +326,24 @@ def test_evaluate_runs_the_grids_and_sizes_of_the_run_where_none_are_named(scree
     assert macro["verifier"]["auroc"] != macro["untrained"]["auroc"]
 
 
+@pytest.mark.ray
+def test_evaluate_in_parallel_gives_the_rows_of_one_process(screen: Screen, home: Path, ray_cluster: None) -> None:
+    written = []
+    for folder, args in (("one", ("--no-parallel",)), ("several", ())):
+        screen.says("evaluate", "--model", "v2", "--suite", "windows", "--out", folder, *args)
+        written.append(json.loads((home / folder / "report" / "results.json").read_text())["results"])
+    assert [block["case"] for block in written[0]] == ["case14", "case30"]
+    assert written[1] == written[0]
+
+
 @pytest.mark.parametrize(
     ("code", "args", "part"),
     [
         (2, ("--suite", "windoze"), "unknown suite 'windoze'; choose from quick, windows, timelines"),
         (2, ("--cases", "case93"), "case93"),
-        (2, ("--windows", "0"), "--windows 0: at least 1"),
-        (2, ("--windows", "-1"), "--windows -1: at least 1"),
-        (2, ("--days", "0"), "--days 0: at least 1"),
+        (2, ("--windows", "0"), "evaluate.windows: 0; at least 1"),
+        (2, ("--windows", "-1"), "evaluate.windows: -1; at least 1"),
+        (2, ("--days", "0"), "evaluate.days: 0; at least 1"),
         (1, ("--model", "v9"), "no verifier 'v9'"),
         (1, ("--model", "champion"), "it is not set: use `gg-ray promote`"),
         (1, ("--run", "gone"), "run 'gone' has no registry"),

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gg_ray import cli
+from gg_ray.config import VerifierConfig
+from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import TYPES, VERDICTS
-from gg_ray.registry import RegistryError
+from gg_ray.registry import ModelCard, Registry, RegistryError, Version
 from gg_ray.score import Calibration, as_json, find_registry, load_model, verdicts
+from gg_ray.verifier.features import SCHEMA
 from gg_ray.windows_io import WindowFileError, read_windows, write_windows
 
 RUN = [
@@ -133,6 +138,136 @@ def test_another_feature_schema_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("gg_ray.score.SCHEMA", 999)
     with pytest.raises(RegistryError, match="feature schema"):
         load_model(find_registry(Path("runs"), "tiny"), "latest")
+
+
+SMALL = VerifierConfig(hidden=16)
+CALIBRATION = {"scores": [-1.0, 0.0, 1.0], "implausible": 0.5, "disturbance": 0.25}
+NO_CARD = ModelCard(
+    summary="Untrained.", trained_on=(), held_out_families=(), held_out_grids=(), rows=(), limits=(), attribution=()
+)
+
+
+def register(run: Path, architecture: dict[str, Any] | None = None, extra: dict[str, Any] | None = None) -> Version:
+    """An untrained model in a run's registry, under the settings and with the extras given."""
+    return Registry(run / "registry").register(
+        to_numpy(new_verifier(SMALL, 0).state_dict()), architecture=architecture or asdict(SMALL),
+        feature_schema=SCHEMA, metrics={}, run=run.name, seed=0, commit="c", card=NO_CARD,
+        extra={"calibration": CALIBRATION} if extra is None else extra,
+    )  # fmt: skip
+
+
+def test_a_version_comes_with_the_calibration_it_was_registered_with(tmp_path: Path) -> None:
+    register(tmp_path)
+    network, calibration, version = load_model(Registry(tmp_path / "registry"), "latest")
+    assert (network.config, version.id) == (SMALL, "verifier/v1")
+    assert not network.training
+    assert (calibration.scores.tolist(), calibration.implausible, calibration.disturbance) == ([-1, 0, 1], 0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ({}, "no 'calibration'"),
+        ({"digest": {}}, "no 'calibration'"),
+        ({"calibration": {"scores": [0.0], "implausible": 0.5}}, "no 'disturbance'"),
+    ],
+)
+def test_a_version_without_calibration_is_refused(
+    extra: dict[str, Any], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(tmp_path)
+    register(tmp_path, extra=extra)
+    load_model(Registry(tmp_path / "registry"), "v1")
+    capsys.readouterr()
+    assert cli.main(["score", SAMPLE, "--model", "v2", "--run", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"gg-ray: error: verifier/v2: registered without calibration ({part})")
+    assert "another version (gg-ray models)" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"attention": "linear"}, "unexpected keyword argument 'attention'"),
+        ({"hidden": 32}, "size mismatch"),
+        ({"layers": 3}, "Missing key(s)"),
+    ],
+)
+def test_an_architecture_of_another_program_version_is_refused(
+    changes: dict[str, Any], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that is not known here, and weights that do not fit what the settings make here."""
+    register(tmp_path)
+    register(tmp_path, architecture=asdict(SMALL) | changes)
+    load_model(Registry(tmp_path / "registry"), "v1")
+    capsys.readouterr()
+    assert cli.main(["score", SAMPLE, "--model", "v2", "--run", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("gg-ray: error: verifier/v2: its architecture is not one of this program (")
+    assert part in said.err
+    assert "use the gg-ray that registered it, or another version (gg-ray models)" in said.err
+    assert said.err.count("\n") == 1
+
+
+NOW_S = 1_700_000_000
+
+
+def aged(root: Path, seconds: int) -> None:
+    """Everything below a registry, and itself, as if it had been written that long ago."""
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (NOW_S - seconds, NOW_S - seconds))
+
+
+def written(registry: Registry, write: Callable[[Registry], object]) -> set[Path]:
+    """The files and folders that a change of a registry writes."""
+    aged(registry.root, 9999)
+    write(registry)
+    return {path for path in registry.root.rglob("*") if path.stat().st_mtime != NOW_S - 9999}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda registry: register(registry.root.parent),
+        lambda registry: registry.promote("v1", "champion"),
+        lambda registry: registry.promote("v1", "challenger"),
+        lambda registry: registry.rollback("challenger"),
+    ],
+    ids=["register", "promote", "promote-again", "rollback"],
+)
+def test_the_run_that_registered_or_promoted_last_is_meant(write: Callable[[Registry], object], tmp_path: Path) -> None:
+    """Three runs, and the folder of each is older than anything inside another: only what is written may count."""
+    for name in ("a", "b", "c"):
+        register(tmp_path / name)
+    stores = {name: Registry(tmp_path / name / "registry") for name in ("a", "b", "c")}
+    register(tmp_path / "b")
+    stores["b"].promote("v1", "challenger")
+    stores["b"].promote("v2", "challenger")
+    touched = written(stores["b"], write)
+    assert touched
+    for name, seconds in (("a", 300), ("b", 500), ("c", 400)):
+        aged(stores[name].root, seconds)
+    assert find_registry(tmp_path, None).root == stores["a"].root
+    for path in touched:
+        os.utime(path, (NOW_S - 100, NOW_S - 100))
+    os.utime(stores["b"].root, (NOW_S - 500, NOW_S - 500))
+    assert find_registry(tmp_path, None).root == stores["b"].root
+    os.utime(stores["c"].folder / "v0001" / "manifest.json", (NOW_S - 50, NOW_S - 50))
+    assert find_registry(tmp_path, None).root == stores["c"].root
+
+
+def test_reading_a_registry_does_not_make_it_the_last(tmp_path: Path) -> None:
+    for name, seconds in (("a", 300), ("b", 200)):
+        register(tmp_path / name)
+        aged(tmp_path / name / "registry", seconds)
+    store = Registry(tmp_path / "a" / "registry")
+    load_model(store, "latest")
+    assert (len(store.list()), store.aliases()) == (1, {})
+    assert find_registry(tmp_path, None).root == tmp_path / "b" / "registry"
+    assert find_registry(tmp_path, "a").root == store.root
 
 
 def test_models_promote_and_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from gg_ray import checkpoint, cli
 from gg_ray.config_io import load
 from gg_ray.registry import Registry
+from gg_ray.replay.segments import ColumnStore
+from gg_ray.replay.selectors import Uniform
+from gg_ray.replay.table import SEGMENT_ITEMS, ItemMeta, ReplayError, ReplayTable
 from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import context_source
 from gg_ray.selfplay.buffer import Buffer
@@ -110,6 +116,134 @@ def test_a_resumed_run_logs_what_the_whole_one_did(whole: Path, workshop: Path) 
     run = resumable(whole, workshop / "resumed")
     assert cli.main([*TINY, "--out", str(run), "--resume", "auto"]) == 0
     assert compare(whole / "metrics.jsonl", run / "metrics.jsonl") == []
+
+
+def test_a_finished_run_has_its_last_step_and_trains_nothing_more(
+    whole: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """STEPS is no multiple of the interval between checkpoints: the last one is written because it is the last."""
+    config = load(str(whole / "config.yaml"))
+    assert config.mode == "serial"
+    assert STEPS % config.checkpoint.every_steps
+    assert checkpoint.latest(whole / "checkpoints") == whole / "checkpoints" / f"step-{STEPS}"
+    run = workshop / "finished"
+    shutil.copytree(whole, run)
+    before = snapshot(run)
+
+    def learns(self: Game, draw: object) -> None:
+        raise AssertionError("another step was trained")
+
+    monkeypatch.setattr(Game, "learn", learns)
+    capsys.readouterr()
+    assert cli.main([*TINY, "--out", str(run), "--resume", "auto"]) == 0
+    said = capsys.readouterr()
+    assert f"resumed from step-{STEPS} at step {STEPS}" in said.out + said.err
+    after = snapshot(run)
+    assert after["metrics.jsonl"] == before["metrics.jsonl"]
+    kept = [name for name in before if name.startswith("checkpoints/")]
+    assert kept == [name for name in after if name.startswith("checkpoints/")]
+    assert all(after[name] == before[name] for name in kept)
+    first, second = Registry(run / "registry").list()
+    assert second.metrics == first.metrics, "the weights of the checkpoint are those that were evaluated"
+
+
+# ---------------------------------------------------------------- the replay in a checkpoint
+
+
+class Counting(ColumnStore):
+    """Remembers how many items each segment was made of."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, {"n": ((), np.int64)})
+        self.dumped: list[int] = []
+
+    def dump(self, slots: NDArray[np.int64]) -> bytes:
+        self.dumped.append(slots.size)
+        return super().dump(slots)
+
+
+def table_of(items: int, capacity: int = 2_000) -> tuple[ReplayTable[Any], Counting]:
+    """A table with the items 0..items-1, inserted by tens."""
+    store = Counting(capacity)
+    table: ReplayTable[Any] = ReplayTable(store, limit_bytes=10**6, describe=lambda block: ItemMeta(strata="all"))
+    for first in range(0, items, 10):
+        table.insert({"n": np.arange(first, min(items, first + 10))}, step=first, batch_id=first)
+    return table, store
+
+
+def numbers(table: ReplayTable[Any]) -> list[int]:
+    """Held items, the newest first."""
+    found: list[int] = table._store.get(table.index.log.newest(len(table)))["n"].tolist() if len(table) else []
+    return found
+
+
+@pytest.mark.parametrize("tail", [0, 1, SEGMENT_ITEMS, SEGMENT_ITEMS + 1, 5_000])
+def test_segments_are_made_one_at_a_time_and_load_together(tail: int) -> None:
+    table, store = table_of(2 * SEGMENT_ITEMS + 20)
+    books, segments = table.snapshot(tail)
+    assert store.dumped == [], "none before the first is asked for"
+    payload = []
+    for count, segment in enumerate(segments, start=1):
+        assert len(store.dumped) == count
+        payload.append(segment)
+    kept = tail if 0 < tail < len(table) else len(table)
+    full, rest = divmod(kept, SEGMENT_ITEMS)
+    assert store.dumped == [SEGMENT_ITEMS] * full + [rest] * (rest > 0)
+    assert len(table) == 2 * SEGMENT_ITEMS + 20, "saving changes nothing"
+    other, _ = table_of(0)
+    other.load_state_dict({**books, "payload": payload})
+    assert numbers(other) == numbers(table)[:kept], "the newest"
+    assert other.inserted == len(other) + other.evicted
+    assert other.used_bytes == 8 * kept
+    together = table.state_dict(tail)
+    assert [bytes(segment) for segment in together["payload"]] == [bytes(segment) for segment in payload]
+    if kept == len(table):
+        mix = [(Uniform(), 1.0)]
+        one, two = (t.sample(50, np.random.default_rng(3), mix) for t in (table, other))
+        np.testing.assert_array_equal(one.keys, two.keys)
+        np.testing.assert_array_equal(one.items["n"], two.items["n"])
+
+
+def test_an_empty_table_has_books_and_no_segment() -> None:
+    books, segments = table_of(0)[0].snapshot()
+    assert list(segments) == []
+    other, _ = table_of(30)
+    other.load_state_dict({**books, "payload": []})
+    assert (len(other), other.used_bytes) == (0, 0)
+
+
+def test_a_missing_segment_is_refused_and_changes_nothing() -> None:
+    state = table_of(SEGMENT_ITEMS + 20)[0].state_dict()
+    other, _ = table_of(30)
+    before = numbers(other)
+    for payload in (state["payload"][:1], state["payload"][::-1], []):
+        with pytest.raises(ReplayError, match="step-9: payload and index differ in length"):
+            other.load_state_dict({**state, "payload": payload}, "step-9")
+        assert numbers(other) == before
+
+
+def test_a_cleared_table_is_empty_and_goes_on_counting() -> None:
+    table, _ = table_of(50, capacity=50)
+    drawn = table.sample(5, np.random.default_rng(0), [(Uniform(), 1.0)])
+    inserted, top = table.inserted, int(table.index.key.max())
+    table.clear()
+    assert (len(table), table.used_bytes, numbers(table)) == (0, 0, [])
+    assert table.index.stratum_items.sum() == table.index.stratum_bytes.sum() == 0
+    assert table.inserted == inserted
+    with pytest.raises(ReplayError, match="empty"):
+        table.sample(1, np.random.default_rng(0), [(Uniform(), 1.0)])
+    assert table.update_priorities(drawn.keys, drawn.generations, np.ones(5)) == 0, "what was drawn before is stale"
+    assert table.insert({"n": np.arange(10)}, step=60, batch_id=40) == [], "a retry of before is still known"
+    keys = table.insert({"n": np.arange(100, 150)}, step=60)
+    assert min(keys) > top, "keys are never given twice"
+    assert numbers(table) == list(range(149, 99, -1)), "every slot is free again"
+    assert table.inserted == inserted + 50
+    table.clear()
+    table.clear()
+    assert len(table) == 0
+    other, _ = table_of(0, capacity=50)
+    other.load_state_dict(table.state_dict())
+    assert other.insert({"n": np.arange(3)}, step=61) != []
 
 
 def test_a_run_of_the_same_name_is_moved_aside(whole: Path, workshop: Path) -> None:

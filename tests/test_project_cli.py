@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from actors.evaluation import spread
 from gg_ray import cli
 from gg_ray.config import ConfigError, RunConfig
 from gg_ray.config_io import from_dict, load, parse, setting_paths
 from gg_ray.doctor import Check
+from gg_ray.evaluate.job import serially
 from gg_ray.options import options_of
+from gg_ray.selfplay.loop import play as serial_play
 
 
 class Recorder:
@@ -23,10 +26,16 @@ class Recorder:
     config: RunConfig
     out: Path
     resume: str | None
+    loop: tuple[object, object]
 
-    def run(self, config: RunConfig, *, out: Path, resume: str | None, play: object) -> int:
-        self.config, self.out, self.resume = config, out, resume
+    def run(self, config: RunConfig, out: Path, resume: str | None, play: object, spread: object) -> int:
+        self.config, self.out, self.resume, self.loop = config, out, resume, (play, spread)
         return 7
+
+
+def no_ray(config: RunConfig) -> nullcontext[tuple[str, str]]:
+    """Stands in for cli.loop_of."""
+    return nullcontext((f"{config.mode} play", f"{config.mode} spread"))
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Record
     module = types.ModuleType("gg_ray.train")
     module.run = recorder.run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gg_ray.train", module)
-    monkeypatch.setattr(cli, "loop_of", lambda _config: nullcontext())  # no Ray
+    monkeypatch.setattr(cli, "loop_of", no_ray)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GG_DATA_DIR", raising=False)
     return recorder
@@ -74,12 +83,32 @@ def test_train_options_override_the_config(recorder: Recorder) -> None:
     )
     assert recorder.config == expected
     assert (recorder.out, recorder.resume) == (Path("runs/trial"), "auto")
+    assert recorder.loop == ("sync play", "sync spread"), "those of the mode, not of the packaged settings"
 
 
 def test_train_reads_a_file_and_writes_where_it_is_told(recorder: Recorder, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("learner: {batch: 32}\n")
     assert cli.main(["train", "--config=mine.yaml", "--out", "elsewhere"]) == 7
     assert (recorder.config.learner.batch, recorder.config.name, recorder.out) == (32, "mine", Path("elsewhere"))
+
+
+def test_serial_mode_plays_and_evaluates_in_this_process() -> None:
+    with cli.loop_of(load("smoke", {"mode": "serial"})) as loop:
+        assert loop == (serial_play, serially)
+
+
+@pytest.mark.parametrize(("args", "parallel"), [((), True), (("--no-parallel",), False)])
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_evaluate_spreads_where_that_is_wanted_and_there_is_more_than_one_cpu(
+    args: tuple[str, ...], parallel: bool, cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, ...]] = []
+    monkeypatch.setattr("gg_ray.commands.evaluate_model", lambda *values: given.append(values) or 7)
+    monkeypatch.setattr("os.cpu_count", lambda: cpus)
+    assert cli.main(["evaluate", "--cases", "case30", "--windows", "3", *args]) == 7
+    [(model, suite, run, out, cases, windows, days, _, chosen)] = given
+    assert (model, suite, run, out, cases, windows, days) == ("champion", "quick", None, None, ("case30",), 3, None)
+    assert chosen is (spread if parallel and cpus > 1 else None)
 
 
 def test_print_config_prints_what_would_run_and_stops(recorder: Recorder, capsys: pytest.CaptureFixture[str]) -> None:

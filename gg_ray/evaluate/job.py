@@ -126,7 +126,7 @@ def evaluate(
         fold=config.scenario.fold, model=model, seed=config.seed, commit=results.git_commit(),
         learner_steps=learner_steps, executor_calls=executor_calls,
     )  # fmt: skip
-    chosen = list(cases or [_home(config), *config.evaluate.held_out_cases])
+    chosen = list(dict.fromkeys(cases or [_home(config), *config.evaluate.held_out_cases]))
     jobs = [
         GridJob(config=config, case=case, suite=name, info=info, verifier=verifier or config.verifier,
                 networks=networks)
@@ -189,7 +189,7 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
     if suite in ("quick", "timelines"):
         days = timeline_block(maker.timelines(), methods, job.info, config.evaluate.incidents_per_day)
         if days is None:
-            out.notes.append(f"{job.case}: no test day with an episode that passes the gates; timelines left out")
+            out.notes.append(f"{job.case}: no validation day, or no test day with an episode, passed the gates; timelines left out")
         else:
             sizes += f"; {days.budget['days']:.0f} test days, {100 * days.budget['prevalence']:.2f} % of looks attacked"
             out.blocks.append(days)

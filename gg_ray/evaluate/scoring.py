@@ -197,11 +197,11 @@ def timeline_block(
 ) -> Block | None:
     """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
 
-    Methods must have been prepared (window_block does that).   Returns: None where no test day could be made
+    Methods must have been prepared (window_block does that).   Returns: None where no validation or no test day could be made
     """
-    benign, _ = _scores(suite.validation, methods)
+    benign, quiet = _scores(suite.validation, methods)
     scores, days = _scores(suite.test, methods)
-    if not days:
+    if not quiet or not days:
         return None
     rows: list[Row] = []
     families = sorted({e.family for events, _, _ in days for e in events}, key=results.family_order)

@@ -314,8 +314,8 @@ class ReplayTable(Generic[BatchT]):
             self._evict(slots[:reach])
 
     def clear(self) -> None:
-        """Let go of every item; counters and keys go on."""
-        self._remove(self._index.held.copy())
+        """Evict every item; counters and keys go on."""
+        self._evict(self._index.held.copy())
 
     def _evict(self, slots: I64) -> None:
         self._remove(slots)
