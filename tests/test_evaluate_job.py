@@ -202,7 +202,7 @@ def test_timelines_without_a_test_day_are_left_out_and_said_to_be(monkeypatch: p
     monkeypatch.setattr(SuiteMaker, "_day", none_in_the_test)
     found = scored(SHORT, Roughness())
     assert [block.suite for block in found.blocks] == ["windows"]
-    assert "case14: no test day with an episode that passes the gates; timelines left out" in found.notes
+    assert "case14: no day of validation, or of the test, passes the gates; timelines left out" in found.notes
     assert "test days" not in found.sizes
 
 

@@ -189,7 +189,7 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
     if suite in ("quick", "timelines"):
         days = timeline_block(maker.timelines(), methods, job.info, config.evaluate.incidents_per_day)
         if days is None:
-            out.notes.append(f"{job.case}: no validation day, or no test day with an episode, passed the gates; timelines left out")
+            out.notes.append(f"{job.case}: no day of validation, or of the test, passes the gates; timelines left out")
         else:
             sizes += f"; {days.budget['days']:.0f} test days, {100 * days.budget['prevalence']:.2f} % of looks attacked"
             out.blocks.append(days)

@@ -197,7 +197,8 @@ def timeline_block(
 ) -> Block | None:
     """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
 
-    Methods must have been prepared (window_block does that).   Returns: None where no validation or no test day could be made
+    Methods must have been prepared (window_block does that).
+    Returns: None where no validation day or no test day could be made
     """
     benign, quiet = _scores(suite.validation, methods)
     scores, days = _scores(suite.test, methods)
