@@ -7,9 +7,11 @@ Source:  docs/adr/0011-distributed-loop.md (definitions); targets: learner wait 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ Block = dict[str, NDArray[np.float32]]
 
 
 def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -> dict[str, float]:
-    """The async loop on this machine, and the serial loop with the same settings in the same process before it.
+    """The async loop on this machine, and before and after it the serial loop with the same settings.
 
     Returns: scenario_steps_per_s (exact AC solves, i.e. scans, executed per second), learner_wait_share, policy_lag_p95
              (versions), overhead_vs_serial and the figures it is made of, over the second half of the steps: in the
@@ -52,7 +54,7 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
         config, seed=seed, mode="async", selfplay=replace(config.selfplay, steps=steps),
         evaluate=replace(config.evaluate, every_steps=0),
     )  # fmt: skip
-    cost = _serial_costs(config)
+    before = _apart(config)
     game, marks = Game(config), []
 
     def on_step(game: Game, buffer: Replay) -> None:
@@ -61,6 +63,8 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
 
     with session.start(config.actors):
         play(config, context_source(config.scenario.data_dir or None), game, Buffer(config), on_step)
+    after = _apart(config)  # a machine that grows slower or faster meanwhile would count as overhead
+    cost = {name: 0.5 * (before[name] + after[name]) for name in before}
     wall_s, cpu_s, calls, answers, done, solves = (b - a for a, b in zip(*marks, strict=True))
     useful_s = calls * cost["propose"] + answers * cost["answer"] + done * cost["learn"]
     metrics = game.metrics()
@@ -72,6 +76,12 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
         "serial_propose_cpu_ms": 1e3 * cost["propose"], "serial_answer_cpu_ms": 1e3 * cost["answer"],
         "serial_learn_cpu_ms": 1e3 * cost["learn"], "wall_s": wall_s, "cpu_s": cpu_s, "steps": float(steps),
     }  # fmt: skip
+
+
+def _apart(config: RunConfig) -> dict[str, float]:
+    """_serial_costs in a process of its own: what it leaves in memory would slow the driver of the async loop."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_serial_costs, config).result()
 
 
 def _serial_costs(config: RunConfig) -> dict[str, float]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import ray
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 SEGMENTS_AHEAD = 4
 """Payload segments made before the first of them has been taken."""
+
+
+Update: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.float64]]
+"""Keys, generations and new priorities of a trained batch."""
 
 
 class ReplayLost(RuntimeError):
@@ -64,9 +68,11 @@ class ReplayActor:
                 self.buffer.insert_kept(windows, keep, step, batch_id)
             return True
 
-    def draw(self) -> dict[str, Any] | None:
-        """The next batch as numpy arrays, None when the limiter refuses."""
+    def draw(self, update: Update | None = None) -> dict[str, Any] | None:
+        """The next batch as numpy arrays, None when the limiter refuses; new priorities go in first."""
         with self._lock:
+            if update is not None:
+                self.buffer.reprioritise(*update)
             return pack(self.buffer.draw()) if self.buffer.may_draw() else None
 
     @ray.method(num_returns="streaming")
@@ -105,6 +111,7 @@ class RemoteBuffer:
         self._offers: deque[tuple[Any, Sequence[int] | None, int, int]] = deque()
         self._sent: Any = None
         self._drawing: Any = None
+        self._update: Update | None = None
         self._updating: Any = None
         self._full = self._dry = False
         self.dropped = 0
@@ -125,7 +132,7 @@ class RemoteBuffer:
         return int(self._call("insert_kept", windows, keep, step, batch_id))
 
     def draw(self) -> Draw:
-        packed = self._get(self.actor.draw.remote())
+        packed = self._get(self._ask_draw())
         if packed is None:
             raise RuntimeError("replay: a draw was asked for while the limiter refuses it; ask may_draw first")
         return unpack(packed)
@@ -133,18 +140,19 @@ class RemoteBuffer:
     def reprioritise(
         self, draw_keys: NDArray[np.uint64], generations: NDArray[np.uint32], priorities: NDArray[np.float64]
     ) -> None:
-        """Sent without waiting: the actor serves in order, so the next draw sees it. The update before is checked."""
-        if self._updating is not None:
-            self._get(self._updating)
-        self._updating = self.actor.call.remote("reprioritise", draw_keys, generations, priorities)
+        """Kept for the next call to the actor, most often the next draw, which then sees it."""
+        self._send_update()
+        self._update = draw_keys, generations, priorities
 
     def stats(self) -> dict[str, Any]:
         if time.monotonic() - self._stats[0] > self._stats_age_s or not self._stats[1]:
+            self._send_update()
             self._stats = time.monotonic(), self._get(self.actor.stats.remote())
         return self._stats[1]
 
     def state_dict(self, tail: int) -> dict[str, Any]:
         """As Buffer.state_dict. Segments cross the object store a few at a time, so it need not hold them all."""
+        self._send_update()
         stream = self.actor.snapshot.options(_generator_backpressure_num_objects=SEGMENTS_AHEAD).remote(tail)
         # its arrays are views that pin the object store (ray #8227)
         state: dict[str, Any] = copy.deepcopy(self._get(next(stream)))
@@ -192,13 +200,14 @@ class RemoteBuffer:
             self._full = not taken
         # full and dry at once are views of different moments: sending again finds out which one holds
         if self._offers and (self._dry or not self._full):
+            self._send_update()
             self._sent = self.actor.offer.remote(*self._offers[0])
             self._dry = False
 
     def take(self, wait_s: float) -> Draw | None:
         """The batch that was asked for while the last one trained; asks for the next before it returns."""
         if self._drawing is None and not self._dry:
-            self._drawing = self.actor.draw.remote()
+            self._drawing = self._ask_draw()
         if self._drawing is None or not self._ready(self._drawing, wait_s):
             return None
         packed = self._get(self._drawing)
@@ -207,12 +216,28 @@ class RemoteBuffer:
             self._dry = self._sent is None  # an insert sent behind the draw may have changed its answer
             return None
         self._full = False
-        self._drawing = self.actor.draw.remote()
+        self._drawing = self._ask_draw()
         return unpack(packed)
 
     # --- Ray --------------------------------------------------------------------------------------------------------
 
+    def _ask_draw(self) -> Any:
+        update, self._update = self._update, None
+        return self.actor.draw.remote(update)
+
+    def _send_update(self) -> None:
+        """New priorities as a call of their own, where something else than a draw comes next.
+
+        Sent without waiting, as the actor serves in order; the one before is checked.
+        """
+        if self._update is not None:
+            if self._updating is not None:
+                self._get(self._updating)
+            update, self._update = self._update, None
+            self._updating = self.actor.call.remote("reprioritise", *update)
+
     def _call(self, method: str, *args: Any) -> Any:
+        self._send_update()
         return self._get(self.actor.call.remote(method, *args))
 
     def _ready(self, ref: Any, timeout_s: float) -> bool:

@@ -110,8 +110,9 @@ def _settle_environment(address: str, environ: MutableMapping[str, str]) -> list
             " and RAY_AUTH_TOKEN_PATH on both sides (docs/troubleshooting.md), or unset RAY_ADDRESS to run locally"
         )
     set_here = []
-    # Ray niceness 15 by default starves actors beside a busy learner: the wait share was 0.40 instead of 0.07.
-    ours = (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_worker_niceness", "0"))
+    # Ray's niceness of 15 starves actors beside a busy learner: the wait share was 0.40 instead of 0.07. At 0 the
+    # learner is preempted 27 times a step instead of 20 and a step takes 4 % more CPU.
+    ours = (("RAY_AUTH_MODE", "disabled"), ("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_worker_niceness", "5"))
     for name, value in ours:
         if not environ.get(name, "").strip():
             environ[name] = value

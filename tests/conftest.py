@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only; unset, a local start would write ~/.ray/auth_token
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
+os.environ["RAY_worker_niceness"] = "5"  # noqa: SIM112 - Ray spells it so
 os.environ.pop("RAY_ADDRESS", None)
 
 import hypothesis

@@ -278,13 +278,16 @@ def _assemble(
 
 
 def _bus_major(windows: Sequence[NDArray[Any]], counts: NDArray[np.int64], scans: int, features: int) -> Tensor:
-    """[T, n, F] windows of any float type into one float32 [sum n, T, F]: cast and transpose in a single pass."""
-    out = np.empty((int(counts.sum()), scans, features), np.float32)
+    """[T, n, F] windows of any float type into one float32 [sum n, T, F].
+
+    Transposed as they are and cast by torch in one piece: numpy casts half precision element by element.
+    """
+    out = np.empty((int(counts.sum()), scans, features), np.result_type(*{window.dtype for window in windows}))
     stop = 0
     for window, count in zip(windows, counts, strict=True):
         start, stop = stop, stop + int(count)
         out[start:stop] = window.transpose(1, 0, 2)
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).float()
 
 
 def _pairs(items: Sequence[Experience]) -> Tensor:
