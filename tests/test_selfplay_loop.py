@@ -207,33 +207,25 @@ class Watched(ProposerPlayer):
         return proposed, windows
 
 
-def drift(contexts: ContextSource, steps: int, **changes: Any) -> tuple[float, float]:
-    """Median detectability of policy-written anomalies in the first and in the last sixth of a small real run."""
-    base = {
-        "scenario.cases": ["case14"], "scenario.plans": 1, "scenario.realisations": 1, "scenario.recheck_share": 0.0,
-        "learner.lr": 3e-3, "learner.ema": 0.9, "learner.publish_every": 4,
-        "checkpoint.every_steps": 4, "proposer.lr": 1e-2, "proposer.batch": 32,
-        "proposer.entropy": 0.01, "proposer.max_verifier_lag": 1000, "proposer.max_policy_lag": 30,
-        "selfplay.programs": 48, "selfplay.steps": steps, "selfplay.uniform_floor": 0.0, "selfplay.mutation_share": 0.0,
-        "selfplay.anomalous_share": 1.0, "actors.solvers": 0, "replay.samples_per_insert": 1.0, "replay.min_size": 64,
-    }  # fmt: skip
-    config = load("smoke", base | changes)
+def drift(contexts: ContextSource, changes: dict[str, Any]) -> tuple[float, float]:
+    """Median detectability of policy-written anomalies in the first and in the last sixth of the azr configuration."""
+    config = load("azr", changes)
     player = Watched(config, contexts)
-    turns(steps, Game(config), Buffer(config), player, SolverPlayer(config, contexts), lambda *_: None)
+    turns(config.selfplay.steps, Game(config), Buffer(config), player, SolverPlayer(config, contexts), lambda *_: None)
     part = len(player.d_eff) // 6
     first, last = (float(np.median(np.concatenate(rows))) for rows in (player.d_eff[:part], player.d_eff[-part:]))
     return first, last
 
 
-@pytest.mark.slow
-def test_absolute_zero_verbatim_falls_into_noise_and_ours_does_not(contexts: ContextSource) -> None:
+def test_absolute_zero_verbatim_falls_into_noise(contexts: ContextSource) -> None:
     """No gates, raw sizes, the policy picks the family, reward 1 - solve rate: what cannot be seen pays best."""
-    verbatim = {
-        "selfplay.reward": "azr", "scenario.gates": "off", "selfplay.family_choice": "policy",
-        "scenario.magnitude": "physical",
-    }  # fmt: skip
-    first, last = drift(contexts, 240, **verbatim)
-    assert last < 0.6 * first
-    assert last < 1.5, "half of d_min: nobody can see it"
-    _, kept = drift(contexts, 140)
+    first, last = drift(contexts, {})
+    assert last < 0.5 * first
+    assert last < 1.0, "a third of d_min: nobody can see it"
+
+
+def test_our_reward_and_gates_stay_above_the_noise_in_the_same_game(contexts: ContextSource) -> None:
+    ours = {"selfplay.reward": "ours", "scenario.gates": "on", "scenario.magnitude": "d_eff",
+            "selfplay.family_choice": "scheduler", "selfplay.steps": 140}  # fmt: skip
+    _, kept = drift(contexts, ours)
     assert kept > 3.0
