@@ -38,10 +38,10 @@ PROBED = ("stealth_fdia", "ramp_fdia", "partial_fdia", "wrong_model_fdia")
 # --- undeclared injections -------------------------------------------------------------------------------------------
 
 
-def hidden_load_unit(plan: MeterPlan, case: GridCase, bus: int, shape: F64, sign: float) -> Innovation:
+def hidden_load_unit(plan: MeterPlan, case: GridCase, bus: int, shape: F64) -> Innovation:
     """Innovation of one p.u. of unmetered demand change: its own meter and the forecast disagree with the state."""
     meter = plan.at(np.array([case.n_bus + bus]))
-    column = sign * shape[:, None]
+    column = shape[:, None]
     return Innovation(meter, np.repeat(column, meter.size, axis=1), np.array([bus]), column)
 
 
@@ -51,7 +51,7 @@ def _hidden_load(scene: Scene, event: Event) -> Alteration:
     scene.lost_p is the hidden change of net injection: negative for theft (more is drawn than read).
     """
     when, shape = active_shape(scene, event)
-    unit = hidden_load_unit(scene.plan, scene.case, event.target, shape, 1.0)
+    unit = hidden_load_unit(scene.plan, scene.case, event.target, shape)
     size = -scene.lost_p
     none = np.zeros_like(unit.a_Tc)
     return Alteration(
@@ -63,7 +63,7 @@ def _hidden_load(scene: Scene, event: Event) -> Alteration:
 def _undeclared_gen_trip(scene: Scene, event: Event) -> Alteration:
     """A unit is lost; its status and its own channel still say that it runs."""
     when, shape = active_shape(scene, event)
-    unit = hidden_load_unit(scene.plan, scene.case, event.target, shape, 1.0)
+    unit = hidden_load_unit(scene.plan, scene.case, event.target, shape)
     return Alteration(
         meters=unit.meters, shift_Tc=unit.a_Tc * scene.lost_p, model_Tc=np.zeros_like(unit.a_Tc), pseudo=unit.pseudo,
         u_Tk=unit.u_Tk * scene.lost_p, buses=(event.target,), start=when.start, stop=when.stop, sized=False,

@@ -198,7 +198,7 @@ class Executor:
         if key not in self._unit_d2:
             shape = np.zeros(scans)
             shape[when] = 1.0
-            unit = hidden_load_unit(job.plan, self.case, event.target, shape, 1.0)
+            unit = hidden_load_unit(job.plan, self.case, event.target, shape)
             self._unit_d2[key] = float(self.detectability(job.plan).squared([unit], scans)[0])
         return float(job.target / np.sqrt(max(self._unit_d2[key], 1e-12)))
 

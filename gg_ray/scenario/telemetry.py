@@ -119,7 +119,7 @@ def _plain(case: GridCase, job: Job, severity: float) -> Labels:
 
 
 def _severity(case: GridCase, true: Trajectory) -> float:
-    """How far the true state leaves its limits: 0 inside, 1 at 10 % voltage or 50 % loading beyond them."""
+    """How far the true voltages leave their limits: 0 inside, 1 from 0.1 p.u. beyond them."""
     vm = np.abs(true.v_TN)
     volts = np.maximum(case.v_min - vm, vm - case.v_max).max()
     return float(np.clip(volts / 0.1, 0.0, 1.0)) if volts > 1e-3 else 0.0
