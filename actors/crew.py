@@ -15,10 +15,10 @@ import ray
 from numpy.typing import NDArray
 
 from actors.board import Posted, WeightBoard, fetch
-from actors.grids import SharedGrids
 from actors.pool import ActorPool, Done, Lost
 from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import GridCase
 from gg_ray.selfplay.players import Answered, Order, Proposed, Question
 
 CALL_ATTEMPTS = 5
@@ -40,13 +40,13 @@ class Crew:
 
     def __init__(
         self, config: RunConfig, actor: type, method: str, kinds: Sequence[str], versions: Mapping[str, int], size: int,
-        options: Mapping[str, Any], grids: SharedGrids,
+        options: Mapping[str, Any], grids: Sequence[GridCase],
     ) -> None:  # fmt: skip
         """
         Args:    actor  class constructed with config and grids, its `method(work, posted)` answers (summary, windows)
                  kinds  weights its calls carry;  versions  the game's, read at each publication
                  size   actors, 0 for a crew that is never asked;  options  resources of one actor
-                 grids  the training grids: an actor need not load them itself
+                 grids  the training grids, for `adopt`: an actor need not load them itself
         """
         self.method, self.kinds, self._versions = method, tuple(kinds), versions
         self._timeout_s = config.actors.call_timeout_s

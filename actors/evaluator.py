@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
-from actors.grids import SharedGrids, take
 from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
 from gg_ray.evaluate.look import QuickLook
+from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.scenario.context import context_source
 
@@ -31,10 +31,10 @@ NICENESS = 10
 class EvaluatorActor:
     """One Verifier and the fixed windows it is looked at with."""
 
-    def __init__(self, config: RunConfig, grids: SharedGrids = ()) -> None:
+    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
         os.nice(NICENESS)
         torch.set_num_threads(1)
-        take(grids)
+        adopt(grids)
         self.quick = QuickLook(config, context_source(config.scenario.data_dir or None))
         self.network = new_verifier(config.verifier, config.seed).eval()
 
@@ -50,7 +50,7 @@ class Looks:
     A look that comes due while another runs is left out; one that fails is counted and logged, and the run goes on.
     """
 
-    def __init__(self, config: RunConfig, options: Mapping[str, Any], grids: SharedGrids = ()) -> None:
+    def __init__(self, config: RunConfig, options: Mapping[str, Any], grids: Sequence[GridCase] = ()) -> None:
         self._config, self._options, self._grids = config, dict(options), grids
         self._actor: Any = None
         self._ref: Any = None

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from torch import Tensor
 
-from actors.grids import SharedGrids, take
 from actors.session import ONE_THREAD
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.selfplay.buffer import Buffer, Draw
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ class ReplayActor:
     does not queue behind inserts, and takes the lock for one method's time at most.
     """
 
-    def __init__(self, config: RunConfig, grids: SharedGrids = ()) -> None:
+    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
         torch.set_num_threads(1)
-        take(grids)
+        adopt(grids)
         self.buffer = Buffer(config)
         self._lock = threading.Lock()
 
@@ -97,7 +97,7 @@ class RemoteBuffer:
     """
 
     def __init__(
-        self, config: RunConfig, options: Mapping[str, Any], grids: SharedGrids = (), *, stats_age_s: float = 0.0
+        self, config: RunConfig, options: Mapping[str, Any], grids: Sequence[GridCase] = (), *, stats_age_s: float = 0.0
     ) -> None:
         """
         Args:    options  resources of the actor;  grids  the training grids

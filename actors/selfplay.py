@@ -21,12 +21,12 @@ import torch
 from actors import placement, session
 from actors.crew import Crew
 from actors.evaluator import Looks
-from actors.grids import share
 from actors.pool import Lost
 from actors.proposer import proposer_crew
 from actors.replay import RemoteBuffer
 from actors.solver import solver_crew
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import load_case
 from gg_ray.replay.limiter import StalenessManager
 from gg_ray.scenario.context import ContextSource
 from gg_ray.selfplay.buffer import Buffer
@@ -56,7 +56,7 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
         granted = placement.acquire(replace(shape, learner=None), config.actors.start_timeout_s)
         stack.callback(placement.release, granted)
         overlap = config.mode == "async"
-        grids = share(config.scenario.cases)
+        grids = [load_case(name) for name in config.scenario.cases]
         replay = RemoteBuffer(config, granted.options("replay"), grids, stats_age_s=1.0 if overlap else 0.0)
         stack.callback(replay.close)
         proposers, solvers = proposer_crew(config, game, granted, grids), solver_crew(config, game, granted, grids)

@@ -6,15 +6,15 @@ Source:  gg_ray/selfplay/players.py does the work; docs/adr/0011-distributed-loo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from actors.board import Posted
 from actors.crew import Crew, Wardrobe
-from actors.grids import SharedGrids, take
 from actors.placement import Placement
 from gg_ray.config import RunConfig
+from gg_ray.grid.cases import GridCase, adopt
 from gg_ray.records import Experience
 from gg_ray.scenario.context import context_source
 from gg_ray.selfplay.game import Game
@@ -24,9 +24,9 @@ from gg_ray.selfplay.players import Answered, Question, SolverPlayer
 class SolverActor:
     """Stateless but for its weights, as the proposer."""
 
-    def __init__(self, config: RunConfig, grids: SharedGrids = ()) -> None:
+    def __init__(self, config: RunConfig, grids: Sequence[GridCase] = ()) -> None:
         torch.set_num_threads(1)
-        take(grids)
+        adopt(grids)
         self.player = SolverPlayer(config, context_source(config.scenario.data_dir or None))
         self.weights = Wardrobe()
 
@@ -36,7 +36,7 @@ class SolverActor:
         return self.player.answer(question)
 
 
-def solver_crew(config: RunConfig, game: Game, placement: Placement, grids: SharedGrids) -> Crew:
+def solver_crew(config: RunConfig, game: Game, placement: Placement, grids: Sequence[GridCase]) -> Crew:
     """The solvers of a run; none in an arm that asks no questions."""
     size = config.actors.solvers if game.plays_solver else 0
     return Crew(
