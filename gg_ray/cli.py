@@ -295,7 +295,8 @@ COMMANDS: dict[str, Command] = {
 FAILURES: tuple[str, ...] = (
     "CheckpointError", "RegistryError", "PromotionRefused", "WindowFileError", "CaseError", "SessionError",
     "ResourceError", "PoolError", "SuiteError", "HistoryError", "ContextError", "SegmentError", "ReplayError",
-    "ReplayLost", "CrewError", "LimiterError", "TrackingError", "FeatureError", "GrammarError", "DetectorError",
+    "ReplayLost", "EvaluationLost", "CrewError", "LimiterError", "TrackingError", "FeatureError", "GrammarError",
+    "DetectorError",
 )  # fmt: skip
 """Errors whose message is meant for the user: printed without a traceback, exit code 1."""
 

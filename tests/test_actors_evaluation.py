@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from actors import evaluation
-from actors.evaluation import spread
+from actors.evaluation import EvaluationLost, spread
 from gg_ray.config_io import load
 from gg_ray.evaluate.job import GridJob, GridResult, serially
 from gg_ray.evaluate.scoring import BlockInfo
@@ -161,3 +162,12 @@ def test_an_adopted_case_needs_no_pandapower() -> None:
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.ray
+def test_a_process_that_dies_again_and_again_is_named(ray_cluster: None) -> None:
+    def die(job: GridJob, grid: cases.GridCase) -> GridResult:
+        os._exit(1)
+
+    with pytest.raises(EvaluationLost, match=r"died twice \(WorkerCrashedError\).*--no-parallel"):
+        list(spread([job_of("case14")], die))
