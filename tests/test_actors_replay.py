@@ -140,7 +140,11 @@ def test_stats_do_not_queue_behind_inserts(config: RunConfig, calls: Calls, remo
 def test_a_dead_replay_actor_is_named_with_the_way_out(remote: RemoteBuffer) -> None:
     assert remote.may_insert()
     ray.kill(remote.actor, no_restart=True)
-    end = time.monotonic() + 60.0  # a busy machine kills late: calls until then are answered
-    with pytest.raises(ReplayLost, match=r"replay actor.*--resume auto"):
+    end = time.monotonic() + 60.0
+
+    def ask() -> None:  # a busy machine kills late: calls until then are answered
         while time.monotonic() < end:
             remote.may_insert()
+
+    with pytest.raises(ReplayLost, match=r"replay actor.*--resume auto"):
+        ask()
