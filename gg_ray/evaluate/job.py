@@ -208,7 +208,7 @@ def _exhibit(suite: WindowSuite, outputs: Sequence[Output]) -> Exhibit:
         rows = [i for i, f in enumerate(group.families) if f]
         if out.node_BN is None or not rows:
             continue
-        row = max(rows, key=lambda i, score=out.score_B: score[i])  # type: ignore[misc]
+        row = rows[int(np.argmax(out.score_B[rows]))]
         if best is None or out.score_B[row] > best[0]:
             best = float(out.score_B[row]), (out.node_BN[row], group.labels[row].node_N)
     implausible = np.array([bool(f) for group in suite.test for f in group.families])
