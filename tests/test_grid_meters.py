@@ -136,8 +136,8 @@ def test_delivery_is_drawn_alike_from_the_same_stream() -> None:
 
 
 def test_missing_and_stale_shares_lie_within_binomial_bounds() -> None:
-    plan = replace(draw_plan(load_case("case300"), 0, KAPPA, 0.03), phase=np.zeros(1, dtype=np.int64))
-    plan = replace(plan, period=np.ones(1, dtype=np.int64))
+    plan = draw_plan(load_case("case300"), 0, KAPPA, 0.03)
+    plan = replace(plan, phase=np.zeros_like(plan.phase), period=np.ones_like(plan.period))
     absent = held = total = 0
     for seed in range(20):
         delivery = draw_delivery(plan, 48, np.random.default_rng(seed))
@@ -178,3 +178,13 @@ def test_delivery_holds_ages_and_blanks(seed: int, scans: int, meters: int) -> N
                 assert z[t, m] == reading[source[t, m], m]
                 newest = max(newest, int(source[t, m]))
             assert age[t, m] == (255 if newest < 0 else t - newest)
+
+
+def test_measuring_some_channels_gives_the_same_bits_as_measuring_all() -> None:
+    case = load_case("case57")
+    rng = np.random.default_rng(0)
+    v = case.v0 * (1 + 0.01 * rng.standard_normal((3, case.n_bus)))
+    status = rng.random((3, case.n_branch)) > 0.1
+    channels = rng.permutation(layout_of(case).size)[:50]
+    some = measure(case, v, None, status, channels)
+    np.testing.assert_array_equal(some, measure(case, v, None, status)[:, channels])

@@ -278,7 +278,7 @@ class Lnr(GroupDetector[_Bench]):
             v = model.estimator.estimate(z[rows], status[rows], first.tap_E, first.x_scale_E)
             solved = np.asarray(np.isfinite(v).all(axis=1))
             y = branch_admittance(case, first.tap_E, first.x_scale_E)
-            h = measure(case, np.where(solved[:, None], v, 1.0), y, status[rows])[:, plan.channels]
+            h = measure(case, np.where(solved[:, None], v, 1.0), y, status[rows], plan.channels)
             gap = np.nan_to_num(z[rows] - h, nan=0.0) / model.spread_M
             out[rows] = np.where(solved[:, None], gap, own[rows])
             self.failed += int((~solved).sum())

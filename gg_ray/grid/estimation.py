@@ -367,8 +367,9 @@ class Estimator:
         memory = _Anderson()
         live = np.arange(rows)
         for _ in range(steps):
-            h = measure(case, x[live, n:] * np.exp(1j * x[live, :n]), y, None if status_RE is None else status_RE[live])
-            step = gain.solve(gain.gradient((z[live] - h[:, self._channels]) * used[live])).T
+            status = None if status_RE is None else status_RE[live]
+            h = measure(case, x[live, n:] * np.exp(1j * x[live, :n]), y, status, self._channels)
+            step = gain.solve(gain.gradient((z[live] - h) * used[live])).T
             x[live] = memory.next(x[live], np.clip(step, -0.5, 0.5))
             x[:, n:] = np.clip(x[:, n:], 0.3, 1.7)
             # Each row stops by itself: its result must not depend on the rows it is batched with.
@@ -379,7 +380,7 @@ class Estimator:
             memory.keep(moving)
         theta, vm = x[:, :n], x[:, n:]
         v = vm * np.exp(1j * theta)
-        h = measure(case, v, y, status_RE)[:, self.plan.channels]
+        h = measure(case, v, y, status_RE, self.plan.channels)
         return v, np.where(present, z[:, :meters] - h, 0.0) / np.sqrt(gain.omega)
 
     def _scale(self, z_RM: F64) -> F64:

@@ -144,28 +144,35 @@ def draw_plan(case: GridCase, plan_id: int, kappa: tuple[float, float], missing_
     )  # fmt: skip
 
 
-def measure(case: GridCase, v_RN: C128, y: BranchAdmittance | None = None, status_RE: Bool | None = None) -> F64:
-    """Noise-free values of every channel, [R, F]: h(x).
+def measure(
+    case: GridCase, v_RN: C128, y: BranchAdmittance | None = None, status_RE: Bool | None = None,
+    channels: I64 | None = None,
+) -> F64:  # fmt: skip
+    """Noise-free values of every channel, or of some: h(x), [R, F] or [R, len(channels)].
 
-    Args: v_RN complex voltage, p.u.; y branch admittances (the case's own by default); status_RE branches in service.
+    Args: v_RN complex voltage, p.u.; y branch admittances (the case's own by default); status_RE branches in service;
+          channels  positions in the full layout
     Angles are relative to the slack bus. Injection is generation minus load: bus shunts are not part of it.
     """
     y = branch_admittance(case) if y is None else y
     layout = layout_of(case)
-    out = np.empty((v_RN.shape[0], layout.size))
+    channels = np.arange(layout.size) if channels is None else channels
+    out = np.empty((v_RN.shape[0], channels.size))
     relative = v_RN * np.exp(-1j * np.angle(v_RN[:, [case.slack]]))
     _measure_kernel(
         np.ascontiguousarray(relative.real), np.ascontiguousarray(relative.imag), case.f_bus, case.t_bus,
         np.stack([y.yff, y.yft, y.ytf, y.ytt], axis=1), case.gs, case.bs,
-        np.ones((1, case.n_branch), dtype=bool) if status_RE is None else np.ascontiguousarray(status_RE), out,
+        np.ones((1, case.n_branch), dtype=bool) if status_RE is None else np.ascontiguousarray(status_RE),
+        channels, np.empty(layout.size), out,
     )  # fmt: skip
     return out
 
 
 @numba.njit(cache=True, fastmath=False)
 def _measure_kernel(  # type: ignore[no-untyped-def]
-    re, im, f_bus, t_bus, y_E4, gs, bs, status, out
+    re, im, f_bus, t_bus, y_E4, gs, bs, status, channels, row, out
 ):  # pragma: no cover - compiled
+    """One row at a time in `row`, which stays in cache; only the channels asked for are written out."""
     rows, n = re.shape
     e_count = f_bus.shape[0]
     base = 4 * n
@@ -173,27 +180,29 @@ def _measure_kernel(  # type: ignore[no-untyped-def]
     for r in range(rows):
         for i in range(n):
             square = re[r, i] * re[r, i] + im[r, i] * im[r, i]
-            out[r, i] = np.sqrt(square)
-            out[r, n + i] = square * gs[i]
-            out[r, 2 * n + i] = -square * bs[i]
-            out[r, 3 * n + i] = np.arctan2(im[r, i], re[r, i])
+            row[i] = np.sqrt(square)
+            row[n + i] = square * gs[i]
+            row[2 * n + i] = -square * bs[i]
+            row[3 * n + i] = np.arctan2(im[r, i], re[r, i])
         for e in range(e_count):
             if not status[r if per_row else 0, e]:
                 for k in range(4):
-                    out[r, base + k * e_count + e] = 0.0
+                    row[base + k * e_count + e] = 0.0
                 continue
             f, t = f_bus[e], t_bus[e]
             vf, vt = complex(re[r, f], im[r, f]), complex(re[r, t], im[r, t])
             s_f = vf * np.conj(y_E4[e, 0] * vf + y_E4[e, 1] * vt)
             s_t = vt * np.conj(y_E4[e, 2] * vf + y_E4[e, 3] * vt)
-            out[r, base + e] = s_f.real
-            out[r, base + e_count + e] = s_f.imag
-            out[r, base + 2 * e_count + e] = s_t.real
-            out[r, base + 3 * e_count + e] = s_t.imag
-            out[r, n + f] += s_f.real
-            out[r, 2 * n + f] += s_f.imag
-            out[r, n + t] += s_t.real
-            out[r, 2 * n + t] += s_t.imag
+            row[base + e] = s_f.real
+            row[base + e_count + e] = s_f.imag
+            row[base + 2 * e_count + e] = s_t.real
+            row[base + 3 * e_count + e] = s_t.imag
+            row[n + f] += s_f.real
+            row[2 * n + f] += s_f.imag
+            row[n + t] += s_t.real
+            row[2 * n + t] += s_t.imag
+        for m in range(channels.shape[0]):
+            out[r, m] = row[channels[m]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,12 +228,10 @@ def draw_delivery(plan: MeterPlan, scans: int, rng: np.random.Generator) -> Deli
 
     Drawn without any knowledge of the program, so presence and age carry no label.
     """
-    t = np.arange(scans)[:, None]
-    source = np.maximum(t - (t + plan.phase) % plan.period, 0)
     # One draw decides both: the lowest STALE_RATE repeats, the highest missing_rate is lost.
     fate = rng.random((scans, plan.size), dtype=np.float32)
-    source = np.where(fate < STALE_RATE, np.maximum(source - 1, 0), source)
-    absent = fate > 1.0 - plan.missing_rate
+    source, absent = np.empty(fate.shape, dtype=np.int64), np.empty(fate.shape, dtype=bool)
+    _draw_kernel(fate, plan.period, plan.phase, STALE_RATE, 1.0 - plan.missing_rate, source, absent)
     if rng.random() < RTU_OUTAGE_RATE:
         start = int(rng.integers(0, scans))
         stop = min(scans, start + int(rng.integers(2, 7)))
@@ -237,11 +244,32 @@ def deliver(reading_TM: F64, delivery: Delivery) -> tuple[F64, NDArray[np.uint8]
 
     Returns: z [T, M] with NaN, age [T, M] (255 where nothing has arrived in the window so far)
     """
-    scans = reading_TM.shape[0]
-    t = np.arange(scans)[:, None]
-    z = np.take_along_axis(reading_TM, delivery.source_TM, axis=0)
-    z[delivery.absent_TM] = np.nan
-    last = np.where(delivery.absent_TM, -1, delivery.source_TM)
-    newest = np.maximum.accumulate(last, axis=0)
-    age = np.where(newest < 0, 255, np.minimum(t - newest, 254)).astype(np.uint8)
+    z, age = np.empty_like(reading_TM), np.empty(reading_TM.shape, dtype=np.uint8)
+    _deliver_kernel(reading_TM, delivery.source_TM, delivery.absent_TM, z, age)
     return z, age
+
+
+@numba.njit(cache=True)
+def _draw_kernel(  # type: ignore[no-untyped-def]
+    fate, period, phase, stale, lost, source, absent
+):  # pragma: no cover - compiled
+    scans, meters = fate.shape
+    for t in range(scans):
+        for m in range(meters):
+            at = max(t - (t + phase[m]) % period[m], 0)
+            source[t, m] = max(at - 1, 0) if fate[t, m] < stale else at
+            absent[t, m] = fate[t, m] > lost
+
+
+@numba.njit(cache=True)
+def _deliver_kernel(reading, source, absent, z, age):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    scans, meters = reading.shape
+    newest = np.full(meters, -1, dtype=np.int64)
+    for t in range(scans):
+        for m in range(meters):
+            if absent[t, m]:
+                z[t, m] = np.nan
+            else:
+                z[t, m] = reading[source[t, m], m]
+                newest[m] = max(newest[m], source[t, m])
+            age[t, m] = 255 if newest[m] < 0 else min(t - newest[m], 254)

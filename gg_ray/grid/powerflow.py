@@ -1,7 +1,8 @@
 """The executor's engine: many AC power flows in one call, with divergence and islanding told apart.
 
 Flow:    grid.cases -> [powerflow] -> scenario.executor;  the judge (grid.ybus) checks what comes out
-Source:  lightsim2grid >= 1.2, ScenarioSweepCPP with Newton-Raphson on KLU; docs/physics.md
+Source:  lightsim2grid >= 1.2, ScenarioSweepCPP with Newton-Raphson on KLU (one slack bus; the Jacobian is factorised
+         at every third iteration: Shamanskii 1967); docs/physics.md
 Shapes:  R rows, N buses, E branches, G generator buses
 Units:   p.u. here; MW and Mvar only at the engine's edge
 """
@@ -24,6 +25,14 @@ from gg_ray.grid.cases import PQ, SLACK, CaseError, GridCase
 from gg_ray.records import F64, I64, Bool
 
 C128 = NDArray[np.complex128]
+FACTOR_EVERY = 3
+"""Iterations that share a Jacobian. On `gb` a factorisation costs three times as much as the rest of an iteration, and
+rows take 5 to 7 iterations instead of 4; with one factor for all of them they take 18."""
+MAX_ITERATIONS = 24
+_ALGORITHM = "NRSing_KLU"
+_EVERY_N = 1
+_POLICY, _PERIOD = 1, 3
+"""Positions in AlgoConfig.int_params: refactorisation policy, and its period."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +68,19 @@ class PowerFlow:
     Invariant: bus, branch and generator order are the GridCase's; a split row is never reported as diverged.
     """
 
-    def __init__(self, case: GridCase, tol_pu: float = 1e-8, max_iter: int = 12) -> None:
+    def __init__(
+        self, case: GridCase, tol_pu: float = 1e-8, max_iter: int = MAX_ITERATIONS, start_N: C128 | None = None
+    ) -> None:
+        """
+        Args: start_N  voltages at which every row begins, p.u. (the case's base state by default)
+        """
         with _without_pandapower():
             from lightsim2grid.network import init_from_powermodels
 
         self.case = case
         self.tol_pu = tol_pu
         self.max_iter = max_iter
+        self.start_N = case.v0 if start_N is None else start_N
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._model = init_from_powermodels(_powermodels(case))
@@ -86,7 +101,12 @@ class PowerFlow:
         from lightsim2grid.scenarioSweep import ScenarioSweepCPP
 
         sweep = ScenarioSweepCPP(self._model)
-        sweep.change_algorithm("NR_KLU")
+        sweep.change_algorithm(_ALGORITHM)
+        config = sweep.get_algo_config()
+        settings = list(config.int_params)  # a copy: the whole list has to be assigned again
+        settings[_POLICY], settings[_PERIOD] = _EVERY_N, FACTOR_EVERY
+        config.int_params = settings
+        sweep.set_algo_config(config)
         # A base factor kept from the previous call moves the last bits: rows would depend on the engine's history.
         sweep.reuse_base_case = False
         return sweep
@@ -100,7 +120,7 @@ class PowerFlow:
         branch_out_RE: Bool | None = None,
         gen_out_RG: Bool | None = None,
     ) -> Solution:
-        """AC power flow of every row from the base state.
+        """AC power flow of every row from the start state.
 
         Args:    loads [R, N] p.u. (only load_buses may be non-zero), generator output [R, G] p.u. (the slack's entry
                  is ignored), set-points [R, G] p.u., outage masks (True = out)
@@ -132,7 +152,7 @@ class PowerFlow:
             sweep.set_contingency_trafos(np.ascontiguousarray(branch_out_RE[:, self._trafos]))
         if gen_out_RG is not None:
             sweep.set_contingency_gens(np.ascontiguousarray(gen_out_RG))
-        sweep.compute(case.v0, self.max_iter, self.tol_pu)
+        sweep.compute(self.start_N, self.max_iter, self.tol_pu)
         v = np.array(sweep.get_voltages())
         converged = np.array(sweep.converged_mask(), dtype=bool)
         iterations = np.array(sweep.get_row_nb_iter(), dtype=np.int64)

@@ -24,7 +24,7 @@ from gg_ray.grid.estimation import Detectability, LinearFlow
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.grid.powerflow import PowerFlow
 from gg_ray.grid.ybus import branch_admittance
-from gg_ray.records import F64, Bool, Context, Event, Program, Window
+from gg_ray.records import F64, Context, Event, Program, Window
 from gg_ray.scenario import sizing, telemetry
 from gg_ray.scenario.alteration import C128, Scene, meters_of
 from gg_ray.scenario.anomalies_hidden import hidden_load_unit
@@ -35,6 +35,7 @@ from gg_ray.scenario.grammar import D_EDGES, PRIMITIVES, Grammar
 from gg_ray.scenario.worlds import (
     LOAD_NOISE,
     LOAD_RHO,
+    TYPICAL_DEMAND,
     Fleet,
     Readings,
     Taps,
@@ -51,6 +52,18 @@ SOLVER_TOL_PU = 1e-7
 _TAPPED_ENGINES = 32
 _REPLAY_LEVEL = (0.02, 0.2)
 """How far the demand level of a replayed hour may lie from the present one."""
+
+
+def _typical_state(case: GridCase) -> C128 | None:
+    """[N] state at the demand that worlds have on average: nearer to every row than the base state is.
+
+    None (the base state) where it does not converge.
+    """
+    solution = PowerFlow(case, tol_pu=SOLVER_TOL_PU).solve(
+        case.load_p[None] * TYPICAL_DEMAND, case.load_q[None] * TYPICAL_DEMAND, case.gen_p[None] * TYPICAL_DEMAND,
+        case.gen_v[None],
+    )  # fmt: skip
+    return solution.v_RN[0] if solution.converged_R[0] else None
 
 
 class _TappedFlow(PowerFlow):
@@ -81,7 +94,8 @@ class Executor:
         self.fleet = Fleet(case)
         self.attacker = Attacker(case)
         self.linear = LinearFlow(case)
-        self._flow = PowerFlow(case, tol_pu=SOLVER_TOL_PU)
+        self._admittance = branch_admittance(case)
+        self._flow = PowerFlow(case, tol_pu=SOLVER_TOL_PU, start_N=_typical_state(case))
         self._tapped: OrderedDict[Taps, PowerFlow] = OrderedDict()
         self._detect: dict[int, Detectability] = {}
         self._unit_d2: dict[tuple[int, int, int, int], float] = {}
@@ -228,28 +242,23 @@ class Executor:
             solution = flow.solve(load_p[rows], load_q[rows], gen_p[rows], gen_v[rows], branch_out, machine_out)
             v[rows], converged[rows], split[rows] = solution.v_RN, solution.converged_R, solution.split_R
         result = []
-        h_all = self._readings(v, out, worlds, scans)
         for index, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
             part = slice(index * scans, (index + 1) * scans)
             trajectory = Trajectory(
-                v_TN=v[part], h_TM=h_all[part][:, plan.channels], converged=bool(converged[part].all()),
+                v_TN=v[part], h_TM=self._readings(v[part], world, plan), converged=bool(converged[part].all()),
                 split=bool(split[part].any()), status_TE=~world.out, moves=tuple(world.taps),
             )  # fmt: skip
             result.append(trajectory)
         return result
 
-    def _readings(self, v: C128, out: Bool, worlds: list[World], scans: int) -> F64:
-        """Noise-free values of every channel; windows with moved taps are measured with their own admittances."""
-        status = ~out if out.any() else None
-        safe = np.where(np.isfinite(v), v, 1.0)
-        h = measure(self.case, safe, status_RE=status)
-        for index, world in enumerate(worlds):
-            for when, taps in tap_stretches(world.taps, scans):
-                if not taps:
-                    continue
-                rows = slice(index * scans + when.start, index * scans + when.stop)
-                y = branch_admittance(with_taps(self.case, taps))
-                h[rows] = measure(self.case, safe[rows], y, None if status is None else status[rows])
+    def _readings(self, v_TN: C128, world: World, plan: MeterPlan) -> F64:
+        """[T, M] noise-free values of a plan's meters; stretches with moved taps use their own admittances."""
+        status = ~world.out if world.out.any() else None
+        safe = np.where(np.isfinite(v_TN), v_TN, 1.0)
+        h = np.empty((v_TN.shape[0], plan.size))
+        for when, taps in tap_stretches(world.taps, v_TN.shape[0]):
+            y = branch_admittance(with_taps(self.case, taps)) if taps else self._admittance
+            h[when] = measure(self.case, safe[when], y, None if status is None else status[when], plan.channels)
         return h
 
     def _engine(self, taps: Taps) -> PowerFlow:

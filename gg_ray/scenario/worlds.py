@@ -23,6 +23,8 @@ from gg_ray.grid.cases import GridCase
 from gg_ray.records import F64, I64, Bool, Context, Event
 from gg_ray.scenario.grammar import DURATION_SCANS, MAGNITUDE_BINS, PRIMITIVES
 
+TYPICAL_DEMAND = 0.75
+"""Share of its base demand at which a grid runs when the national demand is average."""
 LOAD_NOISE = 0.02
 """Standard deviation of a bus's own demand around its share of the national shape."""
 LOAD_RHO = 0.9
@@ -118,7 +120,7 @@ class Fleet:
     def world(self, context: Context, rng: np.random.Generator) -> World:
         """Ordinary inputs of a window: national shape, bus noise (AR(1)), wind, dispatch in proportion."""
         case, scans = self.case, context.scans
-        shape = np.clip(0.75 * context.load_T, 0.4, 1.12)[:, None]
+        shape = np.clip(TYPICAL_DEMAND * context.load_T, 0.4, 1.12)[:, None]
         noise = _ar1(rng.standard_normal((scans, case.n_bus)), LOAD_RHO) * LOAD_NOISE
         demand = np.where(case.load_p > 0, 1 + (shape - 1) * self.sway, 1.0) * (1 + noise)
         load_p, load_q = case.load_p * demand, case.load_q * demand
