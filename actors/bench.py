@@ -41,13 +41,13 @@ Block = dict[str, NDArray[np.float32]]
 
 
 def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -> dict[str, float]:
-    """The async loop on this machine, and before and after it the serial loop with the same settings.
+    """The async loop on this machine, and before and after it a serial loop on each core with the same settings.
 
     Returns: scenario_steps_per_s (exact AC solves, i.e. scans, executed per second), learner_wait_share, policy_lag_p95
              (versions), overhead_vs_serial and the figures it is made of, over the second half of the steps: in the
              first each process compiles kernels and factorises its grids.
-             overhead_vs_serial = CPU seconds of all processes (Ray's own too) / CPU seconds that the serial loop
-             needs for the same calls, answers and learner steps - 1; core_use = the latter / (wall x cores)
+             overhead_vs_serial = CPU seconds of all processes (Ray's own too) / CPU seconds that serial loops
+             need for the same calls, answers and learner steps - 1; core_use = the latter / (wall x cores)
     """
     config = config or RunConfig()
     config = replace(
@@ -79,9 +79,14 @@ def selfplay(seed: int = 0, steps: int = 200, config: RunConfig | None = None) -
 
 
 def _apart(config: RunConfig) -> dict[str, float]:
-    """_serial_costs in a process of its own: what it leaves in memory would slow the driver of the async loop."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_serial_costs, config).result()
+    """_serial_costs per core: one serial loop on each core at a time, as actors and driver share caches and memory too.
+
+    In processes of their own: what a loop leaves in memory would slow the driver of the async loop.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+        costs = list(pool.map(_serial_costs, [config] * cores))
+    return {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]}
 
 
 def _serial_costs(config: RunConfig) -> dict[str, float]:
