@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import random
 import re
 import shutil
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 
@@ -41,6 +39,7 @@ from gg_ray.files import (
     write_synced,
 )
 from gg_ray.nested import Flat, flatten, unflatten
+from gg_ray.provenance import library_versions, version_differences
 
 SCHEMA = 1
 """Version of the layout above; a reader refuses any other."""
@@ -66,16 +65,6 @@ class Manifest:
     versions: dict[str, str]
     parts: tuple[str, ...]
     files: dict[str, FileEntry]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that decide whether two machines give the same numbers."""
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": str(torch.__version__),
-        "safetensors": str(safetensors.__version__),
-    }
 
 
 # ---------------------------------------------------------------- save
@@ -244,6 +233,7 @@ def load(path: Path, *, require: Collection[str] = ()) -> dict[str, Any]:
     Args:    path     a `step-N` folder;  require  parts that must be there: one that is missing is an error
     Returns: the state given to `save`; a FilePart as the Path of its file or folder inside the checkpoint.
     Raises:  CheckpointError naming the file (missing, truncated, damaged, other schema version) or the missing part.
+    Warns in the log, once, when it was written with other versions of what decides numbers.
     """
     manifest = read_manifest(path)
     absent = sorted(set(require) - set(manifest.parts))
@@ -251,6 +241,8 @@ def load(path: Path, *, require: Collection[str] = ()) -> dict[str, Any]:
         held = ", ".join(manifest.parts)
         raise CheckpointError(f"{path}: has no part {', '.join(absent)} (it holds {held}); use another checkpoint")
     _verify(path, manifest, hashed=True)
+    if changed := version_differences(manifest.versions, library_versions()):
+        _log.warning("%s: written with other versions (%s); numbers may differ from there on", path, ", ".join(changed))
     return {name: _read_part(path, name, manifest) for name in manifest.parts}
 
 
