@@ -35,10 +35,12 @@ setup: $(RUN_STAMP)  ## create .venv and install what a run needs
 train: $(RUN_STAMP)  ## set up, then `gg-ray train $(ARGS)`
 	$(BIN)/gg-ray train $(ARGS)
 
-test: $(TEST_STAMP)  ## set up, then lint, types, import contracts and tests
+test: $(TEST_STAMP)  ## set up, then everything of lint, types and the tests
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 bench: $(TEST_STAMP)  ## set up, then `gg-ray bench $(BENCH) $(ARGS)`

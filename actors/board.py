@@ -35,7 +35,6 @@ class WeightBoard:
             raise ValueError(f"WeightBoard: keep {keep}; at least 1")
         self._keep, self._put = keep, put
         self._posted: dict[str, OrderedDict[int, Any]] = {}
-        self._bytes: dict[str, int] = {}
 
     def publish(self, kind: str, version: int, weights: Weights) -> None:
         """Put a version in the object store, once, and drop the oldest beyond `keep`.
@@ -50,12 +49,14 @@ class WeightBoard:
         posted = self._posted.setdefault(kind, OrderedDict())
         newest = next(reversed(posted), None)
         if newest is not None and version <= newest:
-            raise ValueError(f"weights {kind}: version {version} is not newer than {newest}; rewind after a restore")
+            raise ValueError(
+                f"weights {kind}: version {version} is not newer than {newest}; a restored run needs a new board"
+            )
         posted[version] = self._put(dict(weights))
-        self._bytes[kind] = sum(value.nbytes for value in weights.values())
         while len(posted) > self._keep:
             posted.popitem(last=False)
-        logger.info("weights %s: version %d, %d arrays, %d bytes", kind, version, len(weights), self._bytes[kind])
+        size = sum(value.nbytes for value in weights.values())
+        logger.info("weights %s: version %d, %d arrays, %d bytes", kind, version, len(weights), size)
 
     def ref(self, kind: str) -> Posted:
         """Newest version and its ref, to pass to an actor as it is. Raises KeyError before the first publish."""
@@ -65,26 +66,12 @@ class WeightBoard:
         version = next(reversed(posted))
         return version, [posted[version]]
 
-    def versions(self, kind: str) -> tuple[int, ...]:
-        """Held versions, oldest first."""
-        return tuple(self._posted.get(kind, ()))
-
-    def nbytes(self, kind: str) -> int:
-        """Payload of the newest version, bytes; 0 before the first."""
-        return self._bytes.get(kind, 0)
-
-    def rewind(self, kind: str, version: int) -> None:
-        """Forget versions above `version`, after the learner came back from an older checkpoint."""
-        posted = self._posted.get(kind, OrderedDict())
-        for held in [held for held in posted if held > version]:
-            del posted[held]
-
 
 def fetch(posted: Posted, have_version: int | None, *, timeout_s: float = 60.0) -> tuple[int, Weights] | None:
     """In an actor: the posted weights, or None when the actor already has that version.
 
     The arrays are read-only views of the object store: copy them into the network (load_state_dict does), and keep
-    no reference, or they pin the store (ray #8227). Compares by "not equal": a rewound version is fetched too.
+    no reference, or they pin the store (ray #8227).
     Raises:  ray.exceptions.GetTimeoutError when they do not arrive in timeout_s.
     """
     version, refs = posted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -42,12 +42,11 @@ class ResourceError(RuntimeError):
 class Bundles:
     """Resources of each role of one run.
 
-    Invariant: on one machine total()["CPU"] <= its CPUs. learner is None when the driver process trains itself; its
-    share is then in driver, which Ray does not count for a plain job but does for a Tune trial.
+    Invariant: on one machine total()["CPU"] <= its CPUs. The driver process trains (ADR 0011), so the GPU is its own;
+    Ray does not count its share for a plain job but does for a Tune trial.
     """
 
     driver: Resources
-    learner: Resources | None
     replay: Resources
     evaluator: Resources
     proposer: Resources
@@ -56,9 +55,8 @@ class Bundles:
     solvers: int
 
     def group(self) -> list[tuple[str, Resources]]:
-        """Named bundles of the placement group: the learner, when it is an actor, next to its replay."""
-        learner = [] if self.learner is None else [("learner", self.learner)]
-        return [*learner, ("replay", self.replay)]
+        """Named bundles of the placement group: the one process that a run cannot go on without."""
+        return [("replay", self.replay)]
 
     def trial(self) -> list[dict[str, float]]:
         """Every bundle, driver first, for ray.tune.PlacementGroupFactory: a trial's children live in its group."""
@@ -86,7 +84,6 @@ def bundles(config: RunConfig, *, cpus: float | None = None, gpus: float = 0.0) 
                    share what learner, replay and evaluator leave. None: a cluster that may grow, 1 CPU for each
              gpus  GPUs to be had. A learner with device "auto" takes one when there is one; on a cluster whose GPU
                    node is not up yet say learner.device=cuda
-    Returns: learner as an actor when it takes a GPU or runs on a cluster, else inside the driver.
     Raises:  ResourceError when `cpus` cannot hold the actors, or a GPU is asked for on a machine without one.
     """
     device, actors = config.learner.device, config.actors
@@ -105,13 +102,8 @@ def bundles(config: RunConfig, *, cpus: float | None = None, gpus: float = 0.0) 
         rest = cpus - learner_cpu - 2 * SERVICE_CPU
         # rounded down to 0.01: Ray counts in 1/10000 and a sum above the machine would wait for ever
         actor_cpu = min(1.0, math.floor(100 * rest / (actors.proposers + actors.solvers) + 1e-6) / 100)
-        if gpu:  # the driver is then a process beside the learner: its share comes out of the learner's
-            learner_cpu = round(learner_cpu - SERVICE_CPU, 4)
-    as_actor = gpu or cpus is None
-    learner = {"CPU": learner_cpu, "GPU": 1.0} if gpu else {"CPU": learner_cpu}
     return Bundles(
-        driver={"CPU": SERVICE_CPU} if as_actor else learner,
-        learner=learner if as_actor else None,
+        driver={"CPU": learner_cpu, "GPU": 1.0} if gpu else {"CPU": learner_cpu},
         replay={"CPU": SERVICE_CPU},
         evaluator={"CPU": SERVICE_CPU},
         proposer={"CPU": actor_cpu},
@@ -129,17 +121,17 @@ class Placement:
     group: PlacementGroup | None
 
     def options(self, role: str) -> dict[str, Any]:
-        """Arguments for `Actor.options(...)` of learner, replay, evaluator, proposer or solver.
+        """Arguments for `Actor.options(...)` of replay, evaluator, proposer or solver.
 
-        Learner and replay go into the group. The others are spread and stay outside, so that an autoscaler can add
-        and remove their nodes; inside a trial they are captured by its group.
+        Replay goes into the group. The others are spread and stay outside, so that an autoscaler can add and remove
+        their nodes; inside a trial they are captured by its group.
         """
         needs = {"evaluator": self.bundles.evaluator, "proposer": self.bundles.proposer, "solver": self.bundles.solver}
         grouped = dict(self.bundles.group())
         need = {**needs, **grouped}.get(role)
         if need is None:
             raise ValueError(f"placement: no bundle for {role!r}; have {', '.join([*grouped, *needs])}")
-        options: dict[str, Any] = {"num_cpus": need["CPU"], "num_gpus": need.get("GPU", 0.0)}
+        options: dict[str, Any] = {"num_cpus": need["CPU"]}
         if self.group is not None:
             index = list(grouped).index(role) if role in grouped else None
             options["scheduling_strategy"] = (
@@ -156,7 +148,7 @@ def acquire(
     on_wait: Callable[[str], None] = logger.info,
     clock: Callable[[], float] = time.monotonic,
 ) -> Placement:
-    """Reserve learner + replay (PACK) and wait until granted, telling need against have at every poll.
+    """Reserve the group and wait until granted, telling need against have at every poll.
 
     Args:    timeout_s  actors.start_timeout_s; an autoscaled node needs minutes, so raise it for a cold cluster
              on_wait    gets one line per poll
@@ -174,12 +166,12 @@ def acquire(
             left_s = timeout_s - (clock() - start)
             if left_s <= 0:
                 raise ResourceError(
-                    f"placement: {_shortage(bundles)} after {timeout_s:g} s; add a node, lower the need, or raise"
-                    " actors.start_timeout_s"
+                    f"placement: {shortage(bundles.group())} after {timeout_s:g} s; add a node, lower the need, or"
+                    " raise actors.start_timeout_s"
                 )
             granted = bool(group.wait(min(poll_s, left_s)))
             if not granted:
-                on_wait(f"placement: {_shortage(bundles)}; waited {clock() - start:.0f} s of {timeout_s:g} s")
+                on_wait(f"placement: {shortage(bundles.group())}; waited {clock() - start:.0f} s of {timeout_s:g} s")
     finally:
         if not granted:
             release(placement)
@@ -197,13 +189,13 @@ def text(resources: Resources) -> str:
     return " + ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if amount) or "nothing"
 
 
-def _shortage(bundles: Bundles) -> str:
-    """Need against have, naming the first bundle that no living node could ever hold."""
+def shortage(needs: Sequence[tuple[str, Resources]]) -> str:
+    """Need against have, naming the first of the named bundles that no living node could ever hold."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [{name: float(node.get(name, 0.0)) for name in ("CPU", "GPU")} for node in alive]
-    need = ", ".join(f"{role} {text(bundle)}" for role, bundle in bundles.group())
+    need = ", ".join(f"{role} {text(bundle)}" for role, bundle in needs)
     have = ", ".join(text(node) for node in nodes) or "no living node"
-    for role, bundle in bundles.group():
+    for role, bundle in needs:
         if not any(all(node.get(name, 0.0) >= amount for name, amount in bundle.items()) for node in nodes):
             return f"need {need}; have nodes with {have}; the {role} bundle ({text(bundle)}) fits none of them"
     available = ray.available_resources()  # type: ignore[no-untyped-call]

@@ -69,7 +69,6 @@ class PoolStats:
     strikes: int
     recreated: int
     healthy: int
-    broadcast_failures: int
 
 
 class Backend(Protocol):
@@ -201,7 +200,7 @@ class ActorPool:
         self._short_since: float | None = None
         self._fatal: PoolError | None = None
         self._submitted = self._done = self._lost = 0
-        self._strikes = self._recreated = self._broadcast_failures = 0
+        self._strikes = self._recreated = 0
         self._slots = [_Slot(index) for index in range(size)]
         for slot in self._slots:
             self._create(slot)
@@ -221,7 +220,6 @@ class ActorPool:
             strikes=self._strikes,
             recreated=self._recreated,
             healthy=self._healthy(),
-            broadcast_failures=self._broadcast_failures,
         )
 
     def ask(
@@ -292,32 +290,6 @@ class ActorPool:
             self._settled.clear()
             if not self._calls or self._clock() >= end:
                 return sorted(results, key=lambda result: result.call_id)
-
-    def call_all(self, method: str, *args: Any, timeout_s: float) -> int:
-        """Call every living actor once, outside the accounting of ask; returns how many did not answer in time.
-
-        The call queues behind the work in flight, so give it at least the time of two calls. Answers are dropped.
-        """
-        refs: list[Any] = []
-        failures = 0
-        for slot in self._slots:
-            try:
-                if slot.actor is not None:
-                    refs.extend(self._backend.submit(slot.actor, method, args, 1))
-                else:
-                    failures += 1
-            except RayError:
-                failures += 1
-        ready = self._backend.wait(refs, len(refs), timeout_s) if refs else []
-        failures += len(refs) - len(ready)
-        for ref in ready:
-            try:
-                self._backend.get(ref, FETCH_TIMEOUT_S)
-            except RayError as error:
-                failures += 1
-                logger.warning("%s: %s failed on one actor: %s", self._name, method, _reason(error))
-        self._broadcast_failures += failures
-        return failures
 
     def close(self) -> None:
         """Kill all actors; calls in flight count as lost. Safe to call twice."""

@@ -13,7 +13,6 @@ import math
 import time
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # the driver's share is one CPU; another number of threads gives other sums
         shape = placement.bundles(config, cpus=here.cpus if here.local else None, gpus=here.gpus)
-        granted = placement.acquire(replace(shape, learner=None), config.actors.start_timeout_s)
+        granted = placement.acquire(shape, config.actors.start_timeout_s)
         stack.callback(placement.release, granted)
         overlap = config.mode == "async"
         grids = [load_case(name) for name in config.scenario.cases]

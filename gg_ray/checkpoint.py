@@ -3,7 +3,7 @@
 Flow:    selfplay.loop, actors.selfplay -> [checkpoint] -> runs/NAME/checkpoints/step-N/ -> resume
 Source:  write aside, fsync, rename, fsync the folder; docs/adr/0006-checkpoint-format.md. No pickle is written or read.
 Layout:  manifest.json (sealed by its own hash, written last), PART.json (structure), PART.safetensors (arrays),
-         PART.I.bin (bytes), PART.I.file (whatever a FilePart wrote: one file or a folder)
+         PART.I.bin (bytes)
 Limits:  one writer per folder. Tensors come back on the CPU, detached. Writing a part copies its arrays in memory.
 """
 
@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import random
 import re
 import shutil
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 
@@ -34,13 +32,13 @@ from gg_ray.files import (
     CheckpointError,
     FileEntry,
     fsync_folder,
-    measure,
     read_sealed,
     seal,
     verify_file,
     write_synced,
 )
 from gg_ray.nested import Flat, flatten, unflatten
+from gg_ray.provenance import library_versions, version_differences
 
 SCHEMA = 1
 """Version of the layout above; a reader refuses any other."""
@@ -59,23 +57,12 @@ class Manifest:
 
     step: int
     sequence: int
-    kind: str
     created_utc: str
     config_hash: str
     config: Any
     versions: dict[str, str]
     parts: tuple[str, ...]
     files: dict[str, FileEntry]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that decide whether two machines give the same numbers."""
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": str(torch.__version__),
-        "safetensors": str(safetensors.__version__),
-    }
 
 
 # ---------------------------------------------------------------- save
@@ -89,14 +76,13 @@ def save(
     config_hash: str,
     keep: int,
     config: Mapping[str, Any] | None = None,
-    kind: str = "step",
 ) -> Path:
     """Write `root/step-N` completely or leave no trace, then prune.
 
     Args:    root         the checkpoints folder; made when absent
              state        part name -> nested value (see `flatten`); a name is letters, digits, _ and -
              config_hash  of `config_hash()`; config (plain values) lets a refused resume say what differs
-             keep         newest checkpoints that stay (at least 1: this one); the newest of kind "best" stays as well
+             keep         newest checkpoints that stay (at least 1: this one)
     Returns: the folder. A checkpoint already there for this step stays loadable until the new one is in place.
     Raises:  CheckpointError (disk full, write error, value of a foreign type); older checkpoints are then untouched.
     """
@@ -107,7 +93,7 @@ def save(
             raise CheckpointError(f"part {name!r}: use letters, digits, _ and -, and not the name manifest")
     flats = {name: flatten({name: value}) for name, value in state.items()}  # before any write: a bad type costs none
     settings = flatten(dict(config or {}))
-    if settings.arrays or settings.blobs or settings.files:
+    if settings.arrays or settings.blobs:
         raise CheckpointError("config: give plain values only; arrays and bytes belong in a part of the state")
     target = root / f"step-{step}"
     temporary = root / f".tmp-step-{step}-{os.getpid()}"
@@ -121,7 +107,6 @@ def save(
             files |= _write_part(temporary, name, flat)
         payload = {
             "schema": SCHEMA,
-            "kind": kind,
             "step": step,
             "sequence": 1 + max((manifest.sequence for _, manifest in _held(root)), default=0),
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,16 +140,6 @@ def _write_part(folder: Path, name: str, flat: Flat) -> dict[str, FileEntry]:
         files[f"{name}.safetensors"] = write_synced(folder / f"{name}.safetensors", safetensors.numpy.save(flat.arrays))
     for i, blob in enumerate(flat.blobs):
         files[f"{name}.{i}.bin"] = write_synced(folder / f"{name}.{i}.bin", blob)
-    for i, part in enumerate(flat.files):
-        path = folder / f"{name}.{i}.file"
-        part.write(path)
-        # a link at path itself is not followed: rglob would walk whatever it leads to
-        for made in sorted([path, *(() if path.is_symlink() else path.rglob("*"))]):
-            if made.is_symlink() or not made.exists():
-                raise CheckpointError(f"part {name!r}: its FilePart wrote no file at {made.name} (or only a link)")
-            fsync_folder(made)  # the same call serves a file that another library wrote
-            if made.is_file():
-                files[made.relative_to(folder).as_posix()] = measure(made)
     text = json.dumps(flat.tree[name], allow_nan=False, separators=(",", ":"))
     files[f"{name}.json"] = write_synced(folder / f"{name}.json", text.encode())
     return files
@@ -189,7 +164,6 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 def _prune(root: Path, newest: Path, keep: int) -> None:
     """Remove sound checkpoints beyond the newest `keep`; the rest stays: it is evidence, or another version's."""
     held = list(_held(root))
-    best = next((path for path, manifest in held if manifest.kind == "best"), None)
     sound = []
     for path, manifest in held:
         try:
@@ -198,7 +172,7 @@ def _prune(root: Path, newest: Path, keep: int) -> None:
             continue
         sound.append(path)
     for path in sound[keep:]:
-        if path not in (newest, best):
+        if path != newest:
             doomed = root / f".tmp-{path.name}"
             try:
                 os.rename(path, doomed)
@@ -226,7 +200,6 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(
             step=int(payload["step"]),
             sequence=int(payload["sequence"]),
-            kind=str(payload["kind"]),
             created_utc=str(payload["created_utc"]),
             config_hash=str(payload["config_hash"]),
             config=unflatten(Flat(payload["config"])),
@@ -242,8 +215,9 @@ def load(path: Path, *, require: Collection[str] = ()) -> dict[str, Any]:
     """Read a checkpoint back after verifying size and sha256 of every file.
 
     Args:    path     a `step-N` folder;  require  parts that must be there: one that is missing is an error
-    Returns: the state given to `save`; a FilePart as the Path of its file or folder inside the checkpoint.
+    Returns: the state given to `save`.
     Raises:  CheckpointError naming the file (missing, truncated, damaged, other schema version) or the missing part.
+    Warns in the log, once, when it was written with other versions of what decides numbers.
     """
     manifest = read_manifest(path)
     absent = sorted(set(require) - set(manifest.parts))
@@ -251,6 +225,8 @@ def load(path: Path, *, require: Collection[str] = ()) -> dict[str, Any]:
         held = ", ".join(manifest.parts)
         raise CheckpointError(f"{path}: has no part {', '.join(absent)} (it holds {held}); use another checkpoint")
     _verify(path, manifest, hashed=True)
+    if changed := version_differences(manifest.versions, library_versions()):
+        _log.warning("%s: written with other versions (%s); numbers may differ from there on", path, ", ".join(changed))
     return {name: _read_part(path, name, manifest) for name in manifest.parts}
 
 
@@ -263,18 +239,11 @@ def _verify(path: Path, manifest: Manifest, *, hashed: bool) -> None:
 
 
 def _read_part(path: Path, name: str, manifest: Manifest) -> Any:
-    tops = {file.split("/")[0] for file in manifest.files}  # a FilePart may be a folder
-
-    def numbered(suffix: str) -> Iterator[Path]:
-        for i in range(len(tops)):
-            if (file := f"{name}.{i}.{suffix}") in tops:
-                yield path / file
-
     flat = Flat(json.loads((path / f"{name}.json").read_bytes()))
     if f"{name}.safetensors" in manifest.files:
         flat.arrays = safetensors.numpy.load((path / f"{name}.safetensors").read_bytes())
-    flat.blobs = [file.read_bytes() for file in numbered("bin")]
-    flat.files = list(numbered("file"))
+    blobs = (f"{name}.{i}.bin" for i in range(len(manifest.files)))
+    flat.blobs = [(path / blob).read_bytes() for blob in blobs if blob in manifest.files]
     return unflatten(flat)
 
 

@@ -11,6 +11,7 @@ A command is a function from its arguments to an exit code, listed in COMMANDS. 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -23,8 +24,8 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from gg_ray.config import ConfigError, RunConfig
-from gg_ray.config_io import did_you_mean, dump, load
+from gg_ray.config import ConfigError, RunConfig, did_you_mean
+from gg_ray.config_io import dump, load
 from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
@@ -67,8 +68,11 @@ def train(args: Sequence[str]) -> int:
     if options.print_config:
         sys.stdout.write(dump(config))
         return 0
-    from gg_ray.train import run  # torch and the grids load only when a run starts
+    from gg_ray.grid.cases import load_case  # torch and the grids load only when a run starts
+    from gg_ray.train import run
 
+    for case in config.evaluate.held_out_cases:  # a grid whose wheel is missing is named before Ray starts
+        load_case(case)
     with loop_of(config) as (play, spread):
         return run(config, options.out or Path("runs") / config.name, options.resume, play, spread)
 
@@ -126,7 +130,7 @@ class EvaluateOptions:
     run: str | None = None
     """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given."""
     out: Path | None = None
-    """Where results.json and report.md go; RUN/evaluation when not given."""
+    """Where results.json, report.md and the figures go; RUN/evaluation when not given."""
     cases: tuple[str, ...] = ()
     """Grids; those of the run when not given."""
     windows: int | None = None
@@ -251,7 +255,7 @@ def bench(args: Sequence[str]) -> int:
         raise ConfigError(f"unknown benchmark {options.name!r}{did_you_mean(options.name, runners) or ''}")
     import torch
 
-    from gg_ray.evaluate.results import git_commit, machine_info
+    from gg_ray.provenance import git_commit, machine_info
 
     torch.set_num_threads(1)
     found = runners[options.name]()
@@ -292,13 +296,13 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }
-FAILURES: tuple[str, ...] = (
-    "CheckpointError", "RegistryError", "PromotionRefused", "WindowFileError", "CaseError", "SessionError",
-    "ResourceError", "PoolError", "SuiteError", "HistoryError", "ContextError", "SegmentError", "ReplayError",
-    "ReplayLost", "EvaluationLost", "CrewError", "LimiterError", "TrackingError", "FeatureError", "GrammarError",
-    "DetectorError",
+PACKAGES = ("gg_ray", "actors", "tune", "serve")
+"""Ours. An exception class that one of them defines has a message for the user: no traceback, exit code 1."""
+REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
+    errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
-"""Errors whose message is meant for the user: printed without a traceback, exit code 1."""
+"""What a file system says when it will not: the user can do something about it, unlike any other OSError."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -319,11 +323,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"gg-ray: error: {error}\n")
         return 2
-    except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ not in FAILURES:
-            raise
-        sys.stderr.write(f"gg-ray: error: {error}\n")
-        return 2 if type(error).__name__ in ("SuiteError", "CaseError") else 1
     except SystemExit as stop:  # tyro ends --help with 0 and bad values with 2
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # `gg-ray train --help | head`: nobody reads on, and the flush at exit must not complain
@@ -332,6 +331,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("gg-ray: interrupted\n")
         return 130
+    except OSError as error:
+        if error.errno not in REFUSALS and not _is_ours(error):
+            raise
+        sys.stderr.write(f"gg-ray: error: {_refusal(error)}\n")
+        return 1
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        sys.stderr.write(f"gg-ray: error: {error}\n")
+        return 1
+
+
+def _is_ours(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in PACKAGES
+
+
+def _refusal(error: OSError) -> str:
+    """One line: which file, what the system said, what helps."""
+    if error.errno not in REFUSALS:
+        return str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free space there, or write elsewhere (--out)" if full else "choose a place you may write to (--out)"
+    return f"{error.filename or 'a file'}: {error.strerror}; {way_out}"
 
 
 def with_data_dir(config: RunConfig, env: Mapping[str, str], beside: Path) -> RunConfig:

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from gg_ray.config import ConfigError, RunConfig
+from gg_ray.config import ConfigError, RunConfig, VerifierConfig, check_cases, check_suite
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import Spread, evaluate
+from gg_ray.evaluate.job import Spread, Weights, evaluate
 from gg_ray.evaluate.report import ReportMeta, text_table, write_report
 from gg_ray.learner import new_verifier, to_numpy
-from gg_ray.publish import promotion_gate
+from gg_ray.publish import evaluation_figures, promotion_gate
 from gg_ray.records import FOLDS
-from gg_ray.registry import Registry, RegistryError
-from gg_ray.score import as_json, find_registry, load_model, verdicts
+from gg_ray.registry import Registry, RegistryError, Version
+from gg_ray.score import as_json, find_registry, load_model, load_network, verdicts
 from gg_ray.tracking import read_jsonl
 from gg_ray.windows_io import WindowFileError, read_windows
 
@@ -36,14 +36,16 @@ def evaluate_model(
     model: str, suite: str, run: str | None, out: Path | None, cases: Sequence[str], windows: int | None,
     days: int | None, with_data: Callable[[RunConfig], RunConfig], spread: Spread | None = None,
 ) -> int:  # fmt: skip
-    """Suites on a registered model; prints the tables and writes results.json.
+    """Suites on a registered model; prints the tables, writes results.json, report.md and figures into `out`.
 
-    Raises: ConfigError for a size below 1; RegistryError, SuiteError or CaseError for an unknown name.
+    Raises: ConfigError for a size below 1, an unknown suite or grid; RegistryError for an unknown model or run.
     """
     torch.set_num_threads(1)
     registry = find_registry(RUNS, run)
-    network, _, version = load_model(registry, model)
+    network, version = load_network(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
+    check_suite(suite)
+    check_cases(cases, "--cases")
     sizes = config.evaluate
     sizes = replace(
         sizes, windows=sizes.windows if windows is None else windows, days=sizes.days if days is None else days
@@ -51,7 +53,11 @@ def evaluate_model(
     config = replace(config, evaluate=sizes)
     untrained = new_verifier(network.config, config.seed + 1)
     found = evaluate(
-        config, {results.VERIFIER: to_numpy(network.state_dict()), results.UNTRAINED: to_numpy(untrained.state_dict())},
+        config,
+        {
+            results.VERIFIER: to_numpy(network.state_dict()), **_control(registry, version, network.config),
+            results.UNTRAINED: to_numpy(untrained.state_dict()),
+        },
         learner_steps=int(version.metrics.get("learner_steps") or 0),
         executor_calls=int(version.metrics.get("power_flow_solves") or 0), model=version.id, suite=suite,
         cases=cases or None, note=lambda text: _say(text), verifier=network.config, spread=spread,
@@ -66,9 +72,21 @@ def evaluate_model(
         _say(line)
     for block in found.results.results:
         _say(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}")
-    write_report(folder, found.results, None, {}, meta, found.comparisons)
-    _say(f"\nwrote {folder}/report/results.json and report.md")
+    write_report(folder, found.results, None, evaluation_figures(folder, found), meta, found.comparisons)
+    _say(f"\nwrote {folder}/results.json, report.md and its figures")
     return 0
+
+
+def _control(registry: Registry, version: Version, architecture: VerifierConfig) -> dict[str, Weights]:
+    """The uniform control that was trained beside a version, as a row; none where there is none, which is said."""
+    named = version.manifest["extra"].get("control")
+    if named is None:
+        _say(f"{version.id} has no uniform control registered beside it: the tables have no such row")
+        return {}
+    control, _ = load_network(registry, named)
+    if control.config != architecture:
+        raise RegistryError(f"{named}: the control of {version.id}, but of another architecture; train them again")
+    return {results.UNIFORM: to_numpy(control.state_dict())}
 
 
 def score_files(files: Sequence[Path], model: str, run: str | None) -> int:

@@ -8,12 +8,16 @@ Run:     gg-ray train --config smoke --selfplay.reward azr --print-config
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 TRAINABLE_CASES = ("case14", "case30", "case57", "gb29", "gb")
 HELD_OUT_CASES = ("case39", "case118", "case300", "illinois200")
 SCALE_CASES = ("activsg10k", "activsg25k", "activsg70k")
+KNOWN_CASES = (*TRAINABLE_CASES, *HELD_OUT_CASES, *SCALE_CASES)
+SUITES = ("quick", "windows", "timelines")
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
@@ -31,6 +35,41 @@ class ConfigError(ValueError):
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Tail of an error message: `; did you mean scenario.gates?`, or an empty string without a close match.
+
+    A dotted name also matches by its last part, so `learner.hidden` finds `verifier.hidden`.
+    """
+    names = list(known)
+    leaf = _leaf(word)
+    exact = [name for name in names if _leaf(name) == leaf]
+    found = exact[:3] or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not found:
+        leaves = {_leaf(name): name for name in reversed(names)}
+        found = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2].lstrip("-")
+
+
+def check_suite(name: str) -> None:
+    """Raises: ConfigError for an unknown suite, with the nearest and the known ones."""
+    if name not in SUITES:
+        raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, SUITES) or ';'} choose from {', '.join(SUITES)}")
+
+
+def check_cases(cases: Iterable[str], setting: str) -> None:
+    """Raises: ConfigError for a grid that nobody knows, with the nearest and the known ones."""
+    for case in cases:
+        if case not in KNOWN_CASES:
+            hint = did_you_mean(case, KNOWN_CASES)
+            raise ConfigError(
+                f"{setting}: unknown grid case {case!r}{hint or ';'} choose from {', '.join(KNOWN_CASES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +112,10 @@ class ScenarioConfig:
 
     def __post_init__(self) -> None:
         for case in self.cases:
+            hint = "" if case in KNOWN_CASES else did_you_mean(case, TRAINABLE_CASES)
             _check(
                 case in TRAINABLE_CASES,
-                f"scenario.cases: {case!r} cannot be trained on; choose from {', '.join(TRAINABLE_CASES)}",
+                f"scenario.cases: {case!r} cannot be trained on{hint or ';'} choose from {', '.join(TRAINABLE_CASES)}",
             )
         _check(len(self.cases) > 0, "scenario.cases: name at least one grid")
         _check(self.scans in WINDOW_SCANS, f"scenario.scans: {self.scans}; choose one of {WINDOW_SCANS}")
@@ -294,6 +334,7 @@ class EvaluateConfig:
     every_steps: int = 200
     """Learner steps between looks at a small fixed set of validation windows; 0 never looks."""
     suite: str = "quick"
+    """quick (windows and timelines), windows or timelines."""
     held_out_cases: tuple[str, ...] = ("case39",)
     """Grids no run may train on; every suite runs on the first training grid and on these."""
     windows: int = 40
@@ -311,6 +352,8 @@ class EvaluateConfig:
     """Also train the same Verifier on uniform scenarios with the same budget."""
 
     def __post_init__(self) -> None:
+        check_suite(self.suite)
+        check_cases(self.held_out_cases, "evaluate.held_out_cases")
         for name in ("windows", "days", "validation_days", "stride"):
             _check(getattr(self, name) >= 1, f"evaluate.{name}: {getattr(self, name)}; at least 1")
         _check(self.every_steps >= 0, f"evaluate.every_steps: {self.every_steps}; 0 or more")

@@ -1,4 +1,4 @@
-"""Settings in and out: YAML files, nested overrides, a hash, and the difference of two runs.
+"""Settings in and out: YAML files and nested overrides.
 
 Flow:    configs/NAME.yaml or a file + overrides -> [config_io] -> config.RunConfig -> runs/NAME/config.yaml
 Source:  scalars follow the YAML 1.2 core schema: in 1.1 `gates: off` is a boolean and `lr: 1e-3` a string
@@ -8,21 +8,18 @@ Run:     gg-ray train --config smoke --print-config
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import hashlib
 import importlib.resources
-import json
 import math
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from gg_ray.config import ConfigError, RunConfig, as_dict
+from gg_ray.config import ConfigError, RunConfig, as_dict, did_you_mean
 
 _CONFIGS = "gg_ray.configs"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -113,41 +110,9 @@ def parse(text: str, source: str = "settings") -> dict[str, Any]:
     return data
 
 
-def config_hash(config: RunConfig) -> str:
-    """sha256 (hex) of the canonical JSON of every setting; equal settings give equal hashes (60 is 60.0)."""
-    canonical = as_dict(from_dict(as_dict(config)))
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def diff(a: RunConfig, b: RunConfig) -> list[str]:
-    """Settings that differ, as `learner.lr: 0.002 -> 0.001`, in the order of the file; empty when equal."""
-    right = dict(_leaves(as_dict(b)))
-    return [f"{path}: {left!r} -> {right[path]!r}" for path, left in _leaves(as_dict(a)) if left != right[path]]
-
-
 def setting_paths() -> tuple[str, ...]:
     """Dotted path of every setting, such as `learner.loss.twin`."""
     return tuple(path for path, _ in _leaves(as_dict(RunConfig())))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Tail of an error message: `; did you mean scenario.gates?`, or an empty string without a close match.
-
-    A dotted name also matches by its last part, so `learner.hidden` finds `verifier.hidden`.
-    """
-    names = list(known)
-    leaf = _leaf(word)
-    exact = [name for name in names if _leaf(name) == leaf]
-    found = exact[:3] or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if not found:
-        leaves = {_leaf(name): name for name in reversed(names)}
-        found = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2].lstrip("-")
 
 
 def _read(name_or_file: str) -> dict[str, Any]:

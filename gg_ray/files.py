@@ -1,6 +1,6 @@
 """Files that are on disk or are not: synced, measured, and sealed by their own hash.
 
-Flow:    checkpoint, registry -> [files] -> manifest.json and what it lists
+Flow:    checkpoint, registry -> [files] -> manifest.json and what it lists; report, figures, windows -> [files]
 Source:  docs/adr/0006-checkpoint-format.md (manifest, writing, reading)
 Limits:  a hash finds accidents, not an attacker who rewrites the manifest too.
 """
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,27 @@ def write_synced(path: Path, data: bytes) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(len(data), hashlib.sha256(data).hexdigest())
+
+
+def write_atomic(path: Path, data: bytes | str) -> Path:
+    """Replace a file as a whole: after a crash or on a full disk it is the old one or the new one, never a part.
+
+    The folder is made when absent. Text is written as UTF-8.
+    Raises:  OSError of the kind that the system gave, naming the file; nothing is left beside it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # of a killed process that had this number
+        write_synced(part, data.encode() if isinstance(data, str) else data)
+        os.replace(part, path)
+        fsync_folder(path.parent)
+    except OSError as error:  # a failed write carries no name, and the temporary one would mislead
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path
 
 
 def measure(path: Path) -> FileEntry:

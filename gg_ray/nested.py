@@ -1,6 +1,6 @@
 """Nested state <-> JSON and flat named arrays, exactly: types, keys, order, dtypes and empty shapes come back.
 
-Flow:    checkpoint, registry -> [nested: flatten, unflatten] -> PART.json, PART.safetensors, PART.I.bin, PART.I.file
+Flow:    checkpoint, registry -> [nested: flatten, unflatten] -> PART.json, PART.safetensors, PART.I.bin
 Source:  docs/adr/0006-checkpoint-format.md (structure). No pickle is written or read: any other type is refused.
 Limits:  tensors come back on the CPU, detached; a dict subclass comes back as a dict.
 """
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,30 +25,21 @@ _DTYPES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A value that writes itself (an Arrow replay segment): write(path) makes one file or folder; loads as its Path."""
-
-    write: Callable[[Path], None]
-
-
 @dataclass(slots=True)
 class Flat:
-    """A nested value taken apart: tree is JSON and refers to arrays by name, to blobs and files by position."""
+    """A nested value taken apart: tree is JSON and refers to arrays by name, to blobs by position."""
 
     tree: Any
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     blobs: list[bytes] = field(default_factory=list)
-    files: list[Any] = field(default_factory=list)
-    """FilePart when taken apart, Path when read back."""
 
 
 def flatten(value: Any) -> Flat:
     """Take a nested value apart so that `unflatten` gives back the same types, keys and order.
 
     Args:    value  None, bool, int of any size, float (nan, inf too), str, bytes, list, tuple, dict (keys: plain
-                    values, tuples), torch tensor, numpy array or scalar (bool, int, uint, f16/f32/f64; bf16 for torch),
-                    FilePart. A dict subclass becomes a dict.
+                    values, tuples), torch tensor, numpy array or scalar (bool, int, uint, f16/f32/f64; bf16 for torch).
+                    A dict subclass becomes a dict.
     Raises:  CheckpointError naming the place of a value of any other type.
     """
     flat = Flat(None)
@@ -59,7 +48,7 @@ def flatten(value: Any) -> Flat:
 
 
 def unflatten(flat: Flat) -> Any:
-    """The value that `flatten` took apart, with flat.files in the place of FileParts.
+    """The value that `flatten` took apart.
 
     Raises:  CheckpointError if the tree was not made by `flatten`.
     """
@@ -90,9 +79,6 @@ def _encode(value: Any, flat: Flat, at: tuple[str, ...]) -> Any:
     if isinstance(value, bytes):
         flat.blobs.append(value)
         return {_TAG: "bytes", "v": len(flat.blobs) - 1}
-    if isinstance(value, FilePart):
-        flat.files.append(value)
-        return {_TAG: "file", "v": len(flat.files) - 1}
     if isinstance(value, Tensor):
         if value.layout is not torch.strided or value.is_meta or value.is_quantized:
             raise CheckpointError(
@@ -107,7 +93,7 @@ def _encode(value: Any, flat: Flat, at: tuple[str, ...]) -> Any:
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return {_TAG: "array", "v": _hold(value, flat, at)}
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise CheckpointError(f"{_place(at)}: a {kind} cannot be saved; give plain values, arrays, bytes or a FilePart")
+    raise CheckpointError(f"{_place(at)}: a {kind} cannot be saved; give plain values, arrays or bytes")
 
 
 def _hold(array: NDArray[Any], flat: Flat, at: tuple[str, ...]) -> str:
@@ -147,8 +133,6 @@ def _decode(tree: Any, flat: Flat) -> Any:
         return {_decode(key, flat): _decode(item, flat) for key, item in v}
     if kind == "bytes":
         return flat.blobs[v]
-    if kind == "file":
-        return flat.files[v]
     if kind == "scalar":
         return flat.arrays[v][()]
     if kind == "array":

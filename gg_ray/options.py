@@ -15,8 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from gg_ray.config import ConfigError
-from gg_ray.config_io import did_you_mean
+from gg_ray.config import ConfigError, did_you_mean
 
 T = TypeVar("T")
 

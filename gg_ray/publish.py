@@ -7,20 +7,21 @@ Source:  design.md, section 6 (run directory); selfplay.md, section 17.5 (figure
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gg_ray import provenance
 from gg_ray.config import RunConfig
 from gg_ray.evaluate import figures, results
-from gg_ray.evaluate.job import Evaluation
+from gg_ray.evaluate.job import Evaluation, Weights
 from gg_ray.evaluate.report import ReportMeta, write_report
 from gg_ray.evaluate.results import MACRO, Block
 from gg_ray.grid.cases import load_case
-from gg_ray.records import F64, FOLDS
+from gg_ray.records import FOLDS
 from gg_ray.registry import ModelCard, PromotionRefused, Registry, Version
 from gg_ray.scenario.grammar import training_families
 from gg_ray.selfplay.game import Game
@@ -43,8 +44,13 @@ LIMITS = (
 D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, np.inf)
 
 
-def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float) -> str:
-    """Write the report, register the model, promote it if it earned it. Returns: one line for the console."""
+def publish(
+    out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float, control: Weights | None = None
+) -> str:
+    """Write the report, register the model (and its uniform control), promote it if it earned it.
+
+    Returns: one line for the console.
+    """
     meta = ReportMeta(
         name=config.name, held_out_families=sorted(FOLDS[config.scenario.fold]),
         held_out_cases=config.evaluate.held_out_cases, gates=dict(game.counters.rates()),
@@ -55,11 +61,14 @@ def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, tr
             **{f"stop-check {i + 1}": line for i, line in enumerate(evaluation.notes)},
         },
     )  # fmt: skip
-    drawn = draw_figures(out / "report", game, evaluation, out / "metrics.jsonl")
-    write_report(out, evaluation.results, out / "metrics.jsonl", drawn, meta, evaluation.comparisons)
-    _sample_file(out / "report", evaluation)
+    folder = out / "report"
+    drawn = training_figures(folder, game, out / "metrics.jsonl") | evaluation_figures(folder, evaluation)
+    write_report(folder, evaluation.results, out / "metrics.jsonl", drawn, meta, evaluation.comparisons)
+    _sample_file(folder, evaluation)
     registry = Registry(out / "registry")
-    version = _register(registry, out, config, game, evaluation)
+    # before the model, so that `latest` is the model
+    beside = None if control is None else _register_control(registry, control, config, evaluation)
+    version = _register(registry, config, game, evaluation, beside)
     try:
         registry.promote(version, "champion", gate=promotion_gate)
         return f"registered {version.id} and promoted it to champion"
@@ -68,7 +77,11 @@ def publish(out: Path, config: RunConfig, game: Game, evaluation: Evaluation, tr
 
 
 def promotion_gate(candidate: Version, current: Version | None) -> list[str]:
-    """Reasons against promotion: not above the untrained and random rows, or clearly below the present champion."""
+    """Reasons against promotion: no calibration, not above the untrained and random rows, or clearly below the present
+    champion.
+    """
+    if "calibration" not in candidate.manifest.get("extra", {}):
+        return ["it was registered without calibration, so it could give no verdict"]
     own = _measured(candidate, "balanced_accuracy")
     if own is None:
         return ["no balanced accuracy was measured; evaluate with the window suite"]
@@ -89,37 +102,63 @@ def _measured(version: Version, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _register(registry: Registry, out: Path, config: RunConfig, game: Game, evaluation: Evaluation) -> Version:
-    block = _headline(evaluation)
-    rows = [asdict(row) for row in block.rows if row.family == MACRO] if block else []
+def _register(
+    registry: Registry, config: RunConfig, game: Game, evaluation: Evaluation, control: Version | None
+) -> Version:
+    rows = _macro_rows(evaluation)
     measured: dict[str, float | int | str | None] = {}
     for row in rows:
         name = "balanced_accuracy" if row["method"] == results.VERIFIER else str(row["method"])
         if row["balanced_accuracy"] is not None:
             measured[name] = float(row["balanced_accuracy"])
     measured |= {"learner_steps": game.step, "power_flow_solves": game.solves}
+    extra = {
+        "calibration": evaluation.calibration.as_json(),
+        "digest": {case: shown.digest for case, shown in evaluation.exhibits.items()},
+    }
     return registry.register(
         game.learner.weights(), architecture=asdict(config.verifier), feature_schema=SCHEMA, metrics=measured,
-        run=config.name, seed=config.seed, commit=results.git_commit(),
+        run=config.name, seed=config.seed, commit=provenance.git_commit(),
         card=ModelCard(
             summary=f"Verifier of run {config.name}: {config.selfplay.arm} training, fold {config.scenario.fold}.",
-            trained_on=[*config.scenario.cases, f"families {', '.join(training_families(config.scenario.fold))}"],
-            held_out_families=sorted(FOLDS[config.scenario.fold]), held_out_grids=config.evaluate.held_out_cases,
-            rows=rows, limits=LIMITS, attribution=ATTRIBUTION,
+            rows=rows, **_provenance(config),
         ),
-        extra={
-            "calibration": calibration_of(evaluation.calibration),
-            "digest": {case: shown.digest for case, shown in evaluation.exhibits.items()},
-        },
+        extra=extra if control is None else extra | {"control": control.id},
     )  # fmt: skip
 
 
-def calibration_of(scores: F64) -> dict[str, Any]:
-    """What scoring needs: benign scores and the thresholds at 1 % false positives (windows)."""
+def _register_control(registry: Registry, weights: Weights, config: RunConfig, evaluation: Evaluation) -> Version:
+    """The uniform control as a version of its own under the alias control: an evaluation can then repeat its rows."""
+    rows = _macro_rows(evaluation)
+    own = next((row for row in rows if row["method"] == results.UNIFORM), None)
+    version = registry.register(
+        weights, architecture=asdict(config.verifier), feature_schema=SCHEMA,
+        metrics={} if own is None else {"balanced_accuracy": own["balanced_accuracy"]},
+        run=config.name, seed=config.seed, commit=provenance.git_commit(),
+        card=ModelCard(
+            summary=f"Control of run {config.name}, not for service: the same network with as many learner steps,"
+            " trained on uniform scenarios (same executor, gates and twins) instead of self-play. It has no"
+            " calibration, so it gives no verdicts; it is kept so that gg-ray evaluate can put its rows beside the"
+            " Verifier's.",
+            rows=rows, **_provenance(config),
+        ),
+    )  # fmt: skip
+    registry.promote(version, "control")
+    return version
+
+
+def _provenance(config: RunConfig) -> dict[str, Any]:
+    """What the cards of one run share."""
     return {
-        "scores": [round(float(s), 5) for s in scores], "implausible": float(np.quantile(scores, 0.99)),
-        "disturbance": 0.0,
+        "trained_on": [*config.scenario.cases, f"families {', '.join(training_families(config.scenario.fold))}"],
+        "held_out_families": sorted(FOLDS[config.scenario.fold]), "held_out_grids": config.evaluate.held_out_cases,
+        "limits": LIMITS, "attribution": ATTRIBUTION,
     }  # fmt: skip
+
+
+def _macro_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    block = _headline(evaluation)
+    return [asdict(row) for row in block.rows if row.family == MACRO] if block else []
 
 
 def _headline(evaluation: Evaluation) -> Block | None:
@@ -134,44 +173,58 @@ def _sample_file(folder: Path, evaluation: Evaluation) -> None:
     write_windows(folder / "windows.parquet", samples)
 
 
-def draw_figures(folder: Path, game: Game, evaluation: Evaluation, metrics_path: Path) -> dict[str, Path]:
-    """Every figure that has data; one that has none is left out and logged."""
-    folder.mkdir(parents=True, exist_ok=True)
+def training_figures(folder: Path, game: Game, metrics_path: Path) -> dict[str, Path | str]:
+    """Figures of the training by caption; one without data is the reason for that, which is logged as well."""
     rows = list(read_jsonl(metrics_path)) if metrics_path.exists() else []
-    drawn: dict[str, Path] = {}
-
-    def attempt(caption: str, draw: Callable[[], Path]) -> None:
-        try:
-            drawn[caption] = draw()
-        except figures.FigureError as reason:
-            LOG.info("figure %r left out: %s", caption, reason)
-
     keys = ["loss/total", "loss/implausible", "loss/node", "eval/balanced_accuracy", "eval/auroc", "gate/pass",
             "selfplay/median_d_eff", "selfplay/effective_cells", "solver/nll_per_dim"]  # fmt: skip
-    attempt("Learning curves", lambda: figures.learning_curves(rows, folder / "learning.png", keys=keys))
     frontier = list(game.frontier)
-    attempt(
-        "Detectability of proposed scenarios against skill over time; no method can exceed the curve",
-        lambda: figures.deff_vs_pbar(
-            [f[1] for f in frontier], [f[2] for f in frontier], [f[0] for f in frontier], folder / "frontier.png"
-        ),
-    )
     families = training_families(game.config.scenario.fold)
     counts = np.zeros((len(families), len(D_BINS) - 1), dtype=np.int64)
     for _, d_eff, _, family in frontier:
         if family in families and d_eff >= D_BINS[0]:
             counts[families.index(family), np.searchsorted(D_BINS[1:-1], d_eff, side="right")] += 1
-    attempt(
-        "Coverage: gated programs by family and detectability",
-        lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png"),
-    )
     steps = [r["step"] for r in rows if "gate/G1" in r]
     rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G6", "pass")}
-    attempt("Share of programs stopped by each gate", lambda: figures.gate_rates(steps, rates, folder / "gates.png"))
-    for case in evaluation.exhibits:
-        for caption, draw in _case_figures(folder, evaluation, case):
-            attempt(f"{case}: {caption}", draw)
-    return drawn
+    return _drawn(
+        {
+            "Learning curves": lambda: figures.learning_curves(rows, folder / "learning.png", keys=keys),
+            "Detectability of proposed scenarios against skill over time; no method can exceed the curve": (
+                lambda: figures.deff_vs_pbar(
+                    [f[1] for f in frontier], [f[2] for f in frontier], [f[0] for f in frontier],
+                    folder / "frontier.png",
+                )
+            ),
+            "Coverage: gated programs by family and detectability": (
+                lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png")
+            ),
+            "Share of programs stopped by each gate": (
+                lambda: figures.gate_rates(steps, rates, folder / "gates.png")
+            ),
+        }
+    )  # fmt: skip
+
+
+def evaluation_figures(folder: Path, evaluation: Evaluation) -> dict[str, Path | str]:
+    """Figures of every evaluated grid by caption, as training_figures."""
+    return _drawn(
+        {
+            f"{case}: {caption}": draw
+            for case in evaluation.exhibits
+            for caption, draw in _case_figures(folder, evaluation, case)
+        }
+    )
+
+
+def _drawn(drawers: Mapping[str, Callable[[], Path]]) -> dict[str, Path | str]:
+    out: dict[str, Path | str] = {}
+    for caption, draw in drawers.items():
+        try:
+            out[caption] = draw()
+        except figures.FigureError as reason:
+            LOG.warning("figure %r is not drawn: %s", caption, reason)
+            out[caption] = str(reason)
+    return out
 
 
 def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple[str, Callable[[], Path]]]:

@@ -3,7 +3,7 @@
 Flow:    selfplay.loop, cli promote -> [registry] -> serve.app (alias "champion"), evaluate
 Source:  gated promotion and hot swap: docs/operations.md; files and sealed manifest: docs/adr/0006-checkpoint-format.md
 Layout:  ROOT/models/NAME/vNNNN/{model.safetensors, model_card.md, manifest.json}
-         ROOT/models/NAME/aliases/{champion, challenger}
+         ROOT/models/NAME/aliases/{champion, challenger, control}
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gg_ray.checkpoint import library_versions
 from gg_ray.files import (
     MANIFEST,
     CheckpointError,
@@ -35,13 +34,15 @@ from gg_ray.files import (
     read_sealed,
     seal,
     verify_file,
+    write_atomic,
     write_synced,
 )
 from gg_ray.nested import flatten
+from gg_ray.provenance import library_versions
 
 SCHEMA = 1
-ALIASES = ("champion", "challenger")
-"""champion answers in production; challenger is scored beside it."""
+ALIASES = ("champion", "challenger", "control")
+"""champion answers in production; challenger is scored beside it; control is the last uniform control of the run."""
 WEIGHTS = "model.safetensors"
 CARD = "model_card.md"
 _VERSION = re.compile(r"v0*(\d+)")
@@ -234,7 +235,7 @@ class Registry:
         return tuple(state["history"]) if state else ()
 
     def resolve(self, ref: str) -> Version:
-        """The version behind `champion`, `challenger`, `latest`, `v3` or `NAME/v3`.
+        """The version behind `champion`, `challenger`, `control`, `latest`, `v3` or `NAME/v3`.
 
         Raises:  RegistryError with the nearest known name.
         """
@@ -310,7 +311,7 @@ class Registry:
         if alias not in ALIASES:
             near = difflib.get_close_matches(alias, ALIASES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RegistryError(f"alias {alias!r} does not exist{hint} (choose {' or '.join(ALIASES)})")
+            raise RegistryError(f"alias {alias!r} does not exist{hint} (choose from {', '.join(ALIASES)})")
 
     def _alias(self, alias: str) -> dict[str, Any] | None:
         path = self.folder / "aliases" / alias
@@ -326,17 +327,11 @@ class Registry:
     ) -> None:
         """One small file holds pointer, stack and history, so that a single rename changes all three."""
         path = self.folder / "aliases" / alias
-        path.parent.mkdir(exist_ok=True)
         history = [*(old["history"] if old else ()), {"version": number, "action": action, "at_utc": _now()}]
         payload = {"alias": alias, "version": number, "previous": list(stack), "history": history}
-        temporary = path.with_name(f".tmp-{alias}")
         try:
-            temporary.unlink(missing_ok=True)
-            write_synced(temporary, seal(payload))
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
+            write_atomic(path, seal(payload))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RegistryError(f"alias {alias} of {self.name}: not changed ({error})") from error
 
     @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from gg_ray import checkpoint
 from gg_ray.config import ConfigError, RunConfig, as_dict
 from gg_ray.config_io import dump
-from gg_ray.files import verify_file
+from gg_ray.files import verify_file, write_atomic
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
 
@@ -60,7 +60,7 @@ class RunFolder:
         if found is None or self.root.resolve() not in found.resolve().parents:
             self._move_aside()
         self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "config.yaml").write_text(dump(self.config))
+        write_atomic(self.root / "config.yaml", dump(self.config))
         return found
 
     def _find(self, resume: str | None) -> Path | None:

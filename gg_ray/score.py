@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from gg_ray.config import VerifierConfig
+from gg_ray.evaluate.verdicts import Calibration
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import load_numpy, new_verifier
-from gg_ray.records import F64, TYPES, Verdict, Window
+from gg_ray.records import F64, TYPES, VERDICTS, Verdict, Window
 from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.verifier.features import SCHEMA, Featurizer, batch_of
 from gg_ray.verifier.model import Verifier
@@ -29,25 +30,11 @@ from gg_ray.windows_io import WindowFileError
 TOP = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Benign validation scores (logits, ascending) and thresholds of a registered model."""
-
-    scores: F64
-    implausible: float
-    disturbance: float
-
-    def p_value(self, score: float) -> float:
-        """Conformal: (1 + number of benign scores at least as large) / (n + 1); never 0, never extrapolated."""
-        above = self.scores.size - int(np.searchsorted(self.scores, score, side="left"))
-        return (1 + above) / (self.scores.size + 1)
-
-
-def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibration, Version]:
+def load_network(registry: Registry, reference: str) -> tuple[Verifier, Version]:
     """A registered Verifier, verified by hash.
 
-    Raises: RegistryError for an unknown reference, a damaged file, features of another schema, an architecture of
-            another program version or a version without calibration.
+    Raises: RegistryError for an unknown reference, a damaged file, features of another schema or an architecture of
+            another program version.
     """
     version = registry.resolve(reference)
     manifest = version.manifest
@@ -63,15 +50,24 @@ def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibratio
             f"{version.id}: its architecture is not one of this program ({reason}); use the gg-ray that registered it,"
             " or another version (gg-ray models)"
         ) from error
+    return network.eval(), version
+
+
+def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibration, Version]:
+    """A registered Verifier with what verdicts need.
+
+    Raises: RegistryError as load_network, and for a version without calibration.
+    """
+    network, version = load_network(registry, reference)
     try:
-        extra = manifest["extra"]["calibration"]
+        extra = version.manifest["extra"]["calibration"]
         calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
     except KeyError as error:
         raise RegistryError(
             f"{version.id}: registered without calibration (no {error}), so it gives no verdicts; register it again"
             " (gg-ray train), or use another version (gg-ray models)"
         ) from error
-    return network.eval(), calibration, version
+    return network, calibration, version
 
 
 def verdicts(
@@ -99,14 +95,9 @@ def _one(
     f = featurizer.features(prepared)
     batch = batch_of(window.case, f)
     out = network(batch)
-    score, disturbance = float(out.implausible[0]), float(out.disturbance[0])
-    case = prepared.case
-    if score >= calibration.implausible:
-        verdict = "implausible"
-    elif disturbance >= calibration.disturbance:
-        verdict = "disturbance"
-    else:
-        verdict = "normal"
+    score, case = float(out.implausible[0]), prepared.case
+    [found] = calibration.verdicts(out.implausible.double().numpy(), out.disturbance.double().numpy())
+    verdict = VERDICTS[found]
     node, edge = out.node.double().numpy(), out.edge.double().numpy()
     suspect = verdict == "implausible"
     kind = TYPES[int(out.type[0, 1:].argmax()) + 1] if suspect else "none"

@@ -24,7 +24,7 @@ import torch
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import Spread, Weights, check_suite, evaluate
+from gg_ray.evaluate.job import Spread, Weights, evaluate
 from gg_ray.evaluate.look import QuickLook
 from gg_ray.evaluate.report import text_table
 from gg_ray.files import CheckpointError
@@ -57,7 +57,6 @@ def run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: Sp
           spread  runs the jobs of the evaluation (job.evaluate); one after the other here when not given
     Raises: ConfigError, CheckpointError, ResourceError with the thing named; nothing is left half-written.
     """
-    check_suite(config.evaluate.suite)  # before the training, not after it
     for case in config.evaluate.held_out_cases:
         load_case(case)
     try:
@@ -82,7 +81,7 @@ def _run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: S
             config, networks, learner_steps=game.step, executor_calls=game.solves, model=config.name,
             note=display.note, spread=spread,
         )  # fmt: skip
-        version = publish(out, config, game, evaluation, trained_s)
+        version = publish(out, config, game, evaluation, trained_s, networks.get(results.UNIFORM))
     for block in evaluation.results.results:
         sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
     sys.stdout.write(f"\nreport {out}/report/report.md\n{version}\n")

@@ -12,6 +12,7 @@ arrived; optional: age [T*M] (fresh), status [T*E] (all in service), tap [E] and
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gg_ray.files import write_atomic
 from gg_ray.grid.cases import CaseError, GridCase, load_case
 from gg_ray.grid.meters import MeterPlan, layout_of
 from gg_ray.records import F64, Window
@@ -36,19 +38,18 @@ class WindowFileError(ValueError):
 
 def write_windows(path: Path, windows: Sequence[tuple[Window, MeterPlan]]) -> Path:
     """Write windows with their meters; the suffix (.parquet, .arrow, .json) picks the form."""
+    if path.suffix not in (".parquet", ".arrow", ".json"):
+        raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
     rows = [_row(window, plan) for window, plan in windows]
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, allow_nan=False))
-    elif path.suffix in (".parquet", ".arrow"):
-        table = pa.Table.from_pylist(rows)
-        if path.suffix == ".parquet":
-            pq.write_table(table, path, compression="zstd")
-        else:
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+        return write_atomic(path, json.dumps(rows, allow_nan=False))
+    table, sink = pa.Table.from_pylist(rows), io.BytesIO()
+    if path.suffix == ".parquet":
+        pq.write_table(table, sink, compression="zstd")
     else:
-        raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
-    return path
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    return write_atomic(path, sink.getvalue())
 
 
 def _row(window: Window, plan: MeterPlan) -> dict[str, Any]:

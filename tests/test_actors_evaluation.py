@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from actors import evaluation
 from actors.evaluation import EvaluationLost, spread
+from actors.placement import ResourceError
 from gg_ray.config_io import load
 from gg_ray.evaluate.job import GridJob, GridResult, serially
 from gg_ray.evaluate.scoring import BlockInfo
@@ -162,6 +165,54 @@ def test_an_adopted_case_needs_no_pandapower() -> None:
         timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
+
+
+def never(job: GridJob, grid: cases.GridCase) -> GridResult:
+    raise AssertionError("it had no CPU to run on")
+
+
+def impatient(timeout_s: float) -> GridJob:
+    return job_of("case14", config=replace(CONFIG, actors=replace(CONFIG.actors, start_timeout_s=timeout_s)))
+
+
+@pytest.mark.ray
+def test_a_ray_whose_cpus_are_taken_ends_with_need_against_have(ray_cluster: None) -> None:
+    taken = placement_group([{"CPU": 4}])
+    assert taken.wait(30)
+    said: list[str] = []
+    try:
+        with pytest.raises(ResourceError, match=r"need evaluation of a grid 1 CPU; have nodes with 4 CPU.*after 1 s"):
+            list(spread([impatient(1.0)], never, poll_s=0.2, on_wait=said.append))
+    finally:
+        remove_placement_group(taken)
+    assert said
+    assert "only nothing free: other work holds the rest; waited 0 s of 1 s" in said[0]
+
+
+@pytest.mark.ray
+def test_a_ray_too_small_for_a_grid_is_told_apart(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "NEED", {"CPU": 64.0})
+    with pytest.raises(ResourceError, match=r"the evaluation of a grid bundle \(64 CPU\) fits none of them after 1 s"):
+        list(spread([impatient(1.0)], never, poll_s=0.2))
+
+
+@pytest.mark.ray
+def test_a_job_that_runs_may_take_longer_than_the_wait_for_a_cpu(ray_cluster: None) -> None:
+    """One CPU for two jobs: the second waits for the first, and neither counts as a shortage."""
+
+    def slow(job: GridJob, grid: cases.GridCase) -> str:
+        if job.case == "case14":
+            time.sleep(4.0)  # work, as far as the driver can tell
+        return job.case
+
+    taken = placement_group([{"CPU": 3}])
+    assert taken.wait(30)
+    try:
+        jobs = [impatient(3.0), replace(impatient(3.0), case="case30")]
+        found = list(spread(jobs, slow, poll_s=0.1))  # type: ignore[arg-type]
+    finally:
+        remove_placement_group(taken)
+    assert sorted(found) == ["case14", "case30"]  # type: ignore[type-var]
 
 
 @pytest.mark.ray

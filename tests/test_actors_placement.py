@@ -29,23 +29,20 @@ def _config(proposers: int = 1, solvers: int = 1, device: str = "auto") -> RunCo
 
 def test_laptop_shape_fits_two_cpus_with_the_learner_in_the_driver() -> None:
     shape = bundles(_config(), cpus=2)
-    assert shape.learner is None
     assert shape.driver == {"CPU": 1.0}
     assert shape.proposer == shape.solver == {"CPU": 0.4}
     assert shape.total() == {"CPU": 2.0}
     assert [name for name, _ in shape.group()] == ["replay"]
 
 
-def test_gpu_or_cluster_makes_the_learner_an_actor_first_in_the_group() -> None:
-    gpu = bundles(_config(), cpus=8, gpus=1)
-    assert gpu.learner is not None
-    assert gpu.learner["GPU"] == 1.0
+def test_the_driver_trains_and_so_takes_the_gpu() -> None:
+    assert bundles(_config(), cpus=8, gpus=1).driver == {"CPU": 1.0, "GPU": 1.0}
     cluster = bundles(_config(proposers=40, solvers=8))
-    assert cluster.learner == {"CPU": 1.0}
-    assert cluster.proposer == {"CPU": 1.0}
-    assert [name for name, _ in cluster.group()] == ["learner", "replay"]
-    assert bundles(_config(device="cuda")).learner == {"CPU": 1.0, "GPU": 1.0}, "the GPU node may not be up yet"
-    assert bundles(_config(device="cpu"), cpus=8, gpus=1).learner is None
+    assert cluster.driver == cluster.proposer == {"CPU": 1.0}
+    assert bundles(_config(device="cuda")).driver == {"CPU": 1.0, "GPU": 1.0}, "the GPU node may not be up yet"
+    assert bundles(_config(device="cpu"), cpus=8, gpus=1).driver == {"CPU": 1.0}
+    for shape in (cluster, bundles(_config(), cpus=8, gpus=1)):
+        assert [name for name, _ in shape.group()] == ["replay"]
     with pytest.raises(ResourceError, match=r"learner\.device=cuda needs 1 GPU, have 0"):
         bundles(_config(device="cuda"), cpus=8)
 
@@ -62,7 +59,7 @@ def test_shape_never_exceeds_the_machine_and_is_refused_only_below_the_stated_ne
     shape = bundles(config, cpus=cpus, gpus=gpus)
     assert shape.total()["CPU"] <= cpus + 1e-3
     assert all(bundle["CPU"] >= 0.1 - 1e-9 for bundle in shape.trial())
-    assert len(shape.trial()) == 3 + (shape.learner is not None) + proposers + solvers
+    assert len(shape.trial()) == 3 + proposers + solvers
 
 
 @ray.remote
@@ -73,16 +70,14 @@ class _Probe:
 
 
 @pytest.mark.ray
-def test_granted_group_holds_learner_and_replay_but_not_the_proposers(ray_cluster: None) -> None:
-    shape = replace(bundles(_config(), cpus=2), learner={"CPU": 1.0}, driver={"CPU": 0.1})
+def test_granted_group_holds_replay_but_not_the_proposers(ray_cluster: None) -> None:
+    shape = bundles(_config(), cpus=2)
     placement = acquire(shape, 30.0)
     try:
-        actors = {
-            role: _Probe.options(**placement.options(role)).remote() for role in ("learner", "replay", "proposer")
-        }
+        actors = {role: _Probe.options(**placement.options(role)).remote() for role in ("replay", "proposer")}
         groups = {role: ray.get(actor.group_id.remote(), timeout=30) for role, actor in actors.items()}
         assert placement.group is not None
-        assert groups == {"learner": placement.group.id.hex(), "replay": placement.group.id.hex(), "proposer": ""}
+        assert groups == {"replay": placement.group.id.hex(), "proposer": ""}
     finally:
         release(placement)
     release(placement)
@@ -91,11 +86,11 @@ def test_granted_group_holds_learner_and_replay_but_not_the_proposers(ray_cluste
 
 @pytest.mark.ray
 def test_infeasible_bundle_is_named_in_time_and_its_group_removed(ray_cluster: None) -> None:
-    shape = replace(bundles(_config(), cpus=2), learner={"CPU": 1.0, "GPU": 1.0})
+    shape = replace(bundles(_config(), cpus=2), replay={"CPU": 1.0, "GPU": 1.0})
     lines: list[str] = []
     before = set(_group_states())
     started = time.monotonic()
-    with pytest.raises(ResourceError, match=r"the learner bundle \(1 CPU \+ 1 GPU\) fits none of them after 2 s"):
+    with pytest.raises(ResourceError, match=r"the replay bundle \(1 CPU \+ 1 GPU\) fits none of them after 2 s"):
         acquire(shape, 2.0, poll_s=0.5, on_wait=lines.append)
     assert time.monotonic() - started < 10
     assert lines
@@ -105,7 +100,7 @@ def test_infeasible_bundle_is_named_in_time_and_its_group_removed(ray_cluster: N
 
 @pytest.mark.ray
 def test_busy_cluster_is_told_apart_from_one_that_is_too_small(ray_cluster: None) -> None:
-    shape = replace(bundles(_config(), cpus=2), learner={"CPU": 3.0})
+    shape = replace(bundles(_config(), cpus=2), replay={"CPU": 3.0})
     first = acquire(shape, 30.0)
     try:
         with pytest.raises(ResourceError, match="other work holds the rest"):

@@ -225,17 +225,6 @@ def test_payload_refs_stay_out_of_the_driver_with_more_returns(make_pool: Callab
     assert ray.get(payload_ref, timeout=10).tolist() == [7.0] * 5
 
 
-@pytest.mark.ray
-def test_call_all_reaches_every_actor_and_counts_the_silent(make_pool: Callable[..., ActorPool]) -> None:
-    pool = make_pool(2)
-    assert pool.call_all("remember", 42, timeout_s=30.0) == 0
-    pool.ask(2, "recall")
-    assert [r.value for r in pool.collect_all(30.0) if isinstance(r, Done)] == [42, 42]
-    assert pool.call_all("fail", timeout_s=30.0) == 2
-    assert pool.stats().broadcast_failures == 2
-    assert pool.stats().submitted == 2, "broadcasts are not part of the calls"
-
-
 # ---- the accounting alone, with actors and time made up
 
 

@@ -42,7 +42,6 @@ ORDINARY: dict[str, Draw] = {
         RNG.random((9, 2)), [[0, 1, 2], [1, 2, 3]], RNG.random(9), np.arange(9) == 2, p
     ),
     "map_benign": lambda p: figures.grid_map(RNG.random((3, 2)), [[0], [1]], np.zeros(3), np.zeros(3, bool), p),
-    "amoc": lambda p: figures.delay_amoc({"verifier": ([0.0, 1, 10], [60, 20, 5]), "pca": ([0, 1], [60, 50])}, p),
 }  # fmt: skip
 
 
@@ -77,7 +76,6 @@ EMPTY: dict[str, tuple[str, Draw]] = {
     "coverage_shape": ("edges", lambda p: figures.coverage([[1, 2]], ["S1"], [3, 6], p)),
     "gates": ("no gate", lambda p: figures.gate_rates([], {}, p)),
     "map": ("must be equal", lambda p: figures.grid_map([[0, 0]], [[], []], [1, 2], [True], p)),
-    "amoc": ("no method", lambda p: figures.delay_amoc({}, p)),
 }  # fmt: skip
 
 

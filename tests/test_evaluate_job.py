@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gg_ray.config import RunConfig
+from gg_ray.config import SUITES, ConfigError, RunConfig, check_suite
 from gg_ray.config_io import load
 from gg_ray.evaluate import job as job_module
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.job import (
-    SUITES,
     Evaluation,
     GridJob,
     GridResult,
-    SuiteError,
     Weights,
-    check_suite,
     comparisons,
     evaluate,
     methods_of,
@@ -30,7 +27,7 @@ from gg_ray.evaluate.job import (
     serially,
 )
 from gg_ray.evaluate.results import MACRO, ORACLE, POOLED
-from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output
+from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output, Thresholds
 from gg_ray.evaluate.suites import Day, Group, SuiteMaker, WindowSuite
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import F64, FAMILIES
@@ -133,7 +130,7 @@ def scores(asked: Asked, method: str, wanted: Callable[[str], bool]) -> F64:
 
 @pytest.mark.parametrize("name", ["windoze", "", "Quick", "windows "])
 def test_an_unknown_suite_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(SuiteError) as refused:
+    with pytest.raises(ConfigError) as refused:
         check_suite(name)
     assert repr(name) in str(refused.value)
     for known in SUITES:
@@ -144,7 +141,7 @@ def test_an_unknown_suite_is_answered_with_the_known_ones(name: str) -> None:
 def test_an_unknown_suite_ends_before_any_work() -> None:
     notes: list[str] = []
     spread: list[Sequence[GridJob]] = []
-    with pytest.raises(SuiteError, match="unknown suite 'all'"):
+    with pytest.raises(ConfigError, match="unknown suite 'all'"):
         run(CONFIG, suite="all", note=notes.append, spread=spread.append)
     assert notes == [], "the first note comes with the first grid"
     assert spread == []
@@ -249,7 +246,8 @@ class Spread:
         made = self.made
         return GridResult(
             case, [replace(block, case=case) for block in made.blocks], replace(made.exhibit, digest=case),
-            made.calibration + 100.0 * index, [replace(row, case=case) for row in made.comparisons],
+            made.calibration + 100.0 * index, made.disturbance + index,
+            [replace(row, case=case) for row in made.comparisons],
             [f"{case}: {text}" for text in ("one", "two")], f"{case}: sizes",
         )  # fmt: skip
 
@@ -276,7 +274,7 @@ def test_results_are_in_the_order_of_the_grids_whatever_order_they_come_in(both:
     assert found.notes == [f"{case}: {text}" for case in GRIDS for text in ("one", "two")]
     assert [(case, shown.digest) for case, shown in found.exhibits.items()] == [(case, case) for case in GRIDS]
     pooled = np.sort(np.concatenate([both.calibration + 100.0 * index for index in range(len(GRIDS))]))
-    np.testing.assert_array_equal(found.calibration, pooled)
+    np.testing.assert_array_equal(found.calibration.scores, pooled)
     assert sorted(notes) == sorted(f"{case}: sizes" for case in GRIDS), "one note per grid"
     assert notes == [result.sizes for result in ORDERS[order]([spread.named(0, case) for case in GRIDS])], "at once"
 
@@ -331,7 +329,7 @@ def test_a_job_of_its_own_gives_the_blocks_of_the_whole_evaluation() -> None:
     alone = run_grid(replace(job_of(SHORT, suite="windows")), context_source(None))
     commit = whole.results.results[0].commit
     assert tuple(replace(block, commit=commit) for block in alone.blocks) == whole.results.results
-    np.testing.assert_array_equal(np.sort(alone.calibration), whole.calibration)
+    np.testing.assert_array_equal(np.sort(alone.calibration), whole.calibration.scores)
     assert alone.exhibit.digest == whole.exhibits["case14"].digest
 
 
@@ -482,6 +480,10 @@ def suite_of(asked: Evaluation, *families: list[str]) -> WindowSuite:
     return replace(asked.windows, test=groups)
 
 
+def limits(**scores: float) -> dict[str, Thresholds]:
+    return {name: Thresholds(score, None) for name, score in scores.items()}
+
+
 def macro(families: list[str], flagged: np.ndarray[Any, Any]) -> float:
     """Macro balanced accuracy, by its definition and family by family."""
     names = np.array(families)
@@ -492,7 +494,7 @@ def macro(families: list[str], flagged: np.ndarray[Any, Any]) -> float:
 def test_a_method_against_itself_differs_by_exactly_nothing(asked: Asked) -> None:
     suite, outputs = asked.windows, asked.outputs
     twice = {"ours": outputs["rough"], "copy": outputs["rough"]}
-    [found] = comparisons(suite, twice, {"ours": 0.3, "copy": 0.3}, "ours", 0)
+    [found] = comparisons(suite, twice, limits(ours=0.3, copy=0.3), "ours", 0)
     assert found.than == "copy"
     assert (found.difference.mean, found.difference.low, found.difference.high) == (0.0, 0.0, 0.0)
 
@@ -504,10 +506,10 @@ def test_weights_make_the_mean_the_macro_accuracy(asked: Asked) -> None:
     two = [""] * 4 + ["A2"] * 3 + ["S1"] * 1
     suite, families = suite_of(asked, one, two), one + two
     for _ in range(20):
-        thresholds = {"ours": 0.2, "theirs": -0.4}
+        thresholds = limits(ours=0.2, theirs=-0.4)
         made = {name: [rng.normal(size=len(one)), rng.normal(size=len(two))] for name in thresholds}
         outputs = {name: [Output(part) for part in parts] for name, parts in made.items()}
-        expected = {n: macro(families, np.concatenate(parts) > thresholds[n]) for n, parts in made.items()}
+        expected = {n: macro(families, np.concatenate(parts) > thresholds[n].score) for n, parts in made.items()}
         [found] = comparisons(suite, outputs, thresholds, "ours", 0)
         assert found.difference.mean == pytest.approx(expected["ours"] - expected["theirs"], abs=1e-12)
         assert found.difference.low <= found.difference.mean <= found.difference.high
@@ -534,7 +536,7 @@ def test_a_strictly_better_method_has_a_positive_interval_and_the_worse_its_mirr
     poor[::2] = 1.0 - poor[::2]
     good[::4] = 1.0 - good[::4]
     suite, outputs = suite_of(asked, families), {"good": [Output(good)], "poor": [Output(poor)]}
-    thresholds = {"good": 0.5, "poor": 0.5}
+    thresholds = limits(good=0.5, poor=0.5)
     [better] = comparisons(suite, outputs, thresholds, "good", 0)
     assert 0.0 < better.difference.low < better.difference.mean < better.difference.high < 1.0
     assert better.difference.mean == pytest.approx(0.25)
@@ -546,13 +548,13 @@ def test_a_strictly_better_method_has_a_positive_interval_and_the_worse_its_mirr
 def test_a_score_on_the_threshold_is_no_alarm(asked: Asked) -> None:
     families = ["S1"] * 4 + [""] * 4
     outputs = {"on": [Output(np.full(8, 0.5))], "below": [Output(np.full(8, 0.4))]}
-    [found] = comparisons(suite_of(asked, families), outputs, {"on": 0.5, "below": 0.5}, "on", 0)
+    [found] = comparisons(suite_of(asked, families), outputs, limits(on=0.5, below=0.5), "on", 0)
     assert (found.difference.low, found.difference.high) == (0.0, 0.0)
 
 
 def test_intervals_repeat_with_the_seed(asked: Asked) -> None:
     suite, outputs = asked.windows, asked.outputs
-    thresholds = {"verifier": 0.0, "rough": 0.05}
+    thresholds = limits(verifier=0.0, rough=0.05)
 
     def interval(seed: int) -> tuple[float, float]:
         [found] = comparisons(suite, outputs, thresholds, "verifier", seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gg_ray.evaluate import report
 from gg_ray.evaluate import results as res
 from gg_ray.evaluate.metrics import Estimate
+from gg_ray.evaluate.verdicts import Confusion
 
 
 def _results(values: dict[str, float], *, figure: str = "balanced_accuracy", **extra: float) -> res.Results:
@@ -19,7 +22,9 @@ def _results(values: dict[str, float], *, figure: str = "balanced_accuracy", **e
     block = res.Block(
         suite="S3", fold=1, case="case39", model="m7", seed=5, commit="abc1234", budget={"fpr": 0.05}, rows=tuple(rows)
     )
-    return res.Results(results=(block,), machine={"cpu": "test", "cores": 2}, command="gg-ray evaluate --seed 5")
+    return res.Results(
+        suite="S3", results=(block,), machine={"cpu": "test", "cores": 2}, command="gg-ray evaluate --seed 5"
+    )
 
 
 FULL = {"verifier": 0.9, "uniform": 0.85, "pca": 0.8, "lnr": 0.6, "random": 0.5, "untrained": 0.52, "oracle": 0.97}
@@ -97,24 +102,31 @@ def test_report_file(tmp_path: Path) -> None:
     log = run / "metrics.jsonl"
     log.write_text('{"step": 1, "gates/valid": 10}\n{"step": 2, "gates/valid": 25, "loss": 1}\n{"step": 3, "gat')
     meta = report.ReportMeta(name="demo", held_out_families=("S2", "T2"), facts={"executor calls": 1200})
-    figs = {"Recall by family": png, "Not drawn": run / "missing.png"}
-    path = report.write_report(run, _results(FULL, ceiling=0.97), log, figs, meta)
+    figs: dict[str, Path | str] = {"Recall by family": png, "Coverage": "coverage: every cell is empty"}
+    found = replace(
+        _results(FULL, ceiling=0.97), verdicts=(Confusion("case39", ((90, 8, 2), (10, 86, 4), (5, 5, 190))),)
+    )
+    path = report.write_report(run / "report", found, log, figs, meta)
     text = path.read_text()
     assert path == run / "report" / "report.md"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["heat.png", "report.md", "results.json"]
     assert "![Recall by family](heat.png)" in text
-    assert "Not drawn" not in text
+    assert "**Not drawn: Coverage** (coverage: every cell is empty)" in text
     assert "| gates/valid | 25 |" in text
     assert "gg-ray evaluate --seed 5" in text
     assert "abc1234" in text
     assert "S2, T2" in text
     assert "executor calls: 1200" in text
     assert str(tmp_path) not in text
-    assert res.read_results(run / "report" / "results.json") == _results(FULL, ceiling=0.97)
+    assert json.loads((run / "report" / "results.json").read_text()) == found.as_json()
     methods = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     first = methods[methods.index("method") + 1 :][:7]
     assert first == ["verifier", "uniform", "pca", "lnr", "random", "untrained", "oracle ceiling"]
     assert "| verifier | **0.900** | **0.900** |" in text
     assert "| oracle ceiling | 0.970 | 0.970 |" in text
+    assert "| case39, truth | normal | disturbance | implausible |" in text
+    assert "| disturbance | 10 | 86 | 4 |" in text
+    assert "Natural events called implausible: 4.0% of 100." in text
 
 
 def test_ceiling_row_is_made_from_the_rows_when_no_oracle_row_exists(tmp_path: Path) -> None:
@@ -125,10 +137,11 @@ def test_ceiling_row_is_made_from_the_rows_when_no_oracle_row_exists(tmp_path: P
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:
-    empty = res.Results(results=(), machine={}, command="gg-ray evaluate")
+    empty = res.Results(suite="quick", results=(), machine={}, command="gg-ray evaluate")
     text = report.write_report(tmp_path, empty, tmp_path / "none.jsonl", {}, report.ReportMeta(name="x")).read_text()
     assert "was not compared with any baseline and was not compared with a uniform control" in text
-    assert "## Gates" not in text
+    for absent in ("## Gates", "## Figures", "## Verdicts"):
+        assert absent not in text
 
 
 def test_text_table_is_aligned_and_drops_empty_columns() -> None:

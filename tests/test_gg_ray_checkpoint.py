@@ -7,6 +7,7 @@ import math
 import os
 import random
 from collections import OrderedDict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gg_ray import checkpoint, files, nested
+from gg_ray import checkpoint, files, nested, provenance
 from gg_ray.checkpoint import latest, load, save
 from gg_ray.files import CheckpointError
-from gg_ray.nested import FilePart, Flat, flatten, unflatten
+from gg_ray.nested import Flat, flatten, unflatten
 
 CONFIG = {"learner": {"lr": 2e-3, "betas": (0.9, 0.999)}, "scenario": {"d_max": math.inf}, "seed": 0}
 HASH = checkpoint.config_hash(CONFIG)
@@ -199,38 +200,38 @@ def test_random_states_refuse_other_generators() -> None:
         checkpoint.restore_random_states(state, {"solver": ahead})
 
 
-def segments(path: Path) -> None:
-    (path / "deep").mkdir(parents=True)
-    (path / "a.arrow").write_bytes(b"a" * 100)
-    (path / "deep" / "b.arrow").write_bytes(b"")
-
-
 def full_state(mark: int) -> dict[str, Any]:
     return {
         "learner": {"w": torch.full((3, 2), float(mark)), "step": mark},
-        "replay": [b"segment" * mark, FilePart(lambda path: path.write_bytes(b"x" * 50) and None), FilePart(segments)],
+        "replay": [b"segment" * mark, b"", np.arange(mark)],
     }
 
 
-def test_blobs_and_file_parts_have_files_of_their_own(tmp_path: Path) -> None:
-    path = save(tmp_path, 3, full_state(3), config_hash=HASH, keep=1, config=CONFIG, kind="final")
-    blob, file, folder = load(path)["replay"]
-    assert blob == b"segment" * 3
-    assert file.read_bytes() == b"x" * 50
-    assert (folder / "a.arrow").read_bytes() == b"a" * 100
-    assert (folder / "deep" / "b.arrow").read_bytes() == b""
+def test_blobs_have_files_of_their_own(tmp_path: Path) -> None:
+    path = save(tmp_path, 3, full_state(3), config_hash=HASH, keep=1, config=CONFIG)
+    blob, empty, array = load(path)["replay"]
+    assert (blob, empty, array.tolist()) == (b"segment" * 3, b"", [0, 1, 2])
     manifest = checkpoint.read_manifest(path)
-    on_disk = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - {"manifest.json"}
-    assert set(manifest.files) == on_disk
-    assert (manifest.step, manifest.kind, manifest.config) == (3, "final", CONFIG)
-    assert set(manifest.versions) == {"python", "numpy", "torch", "safetensors"}
+    on_disk = {p.name for p in path.iterdir()} - {"manifest.json"}
+    assert set(manifest.files) == on_disk >= {"replay.0.bin", "replay.1.bin"}
+    assert (manifest.step, manifest.config) == (3, CONFIG)
+    assert manifest.versions == provenance.library_versions()
 
 
-def test_a_file_part_must_write_its_file(tmp_path: Path) -> None:
-    for write in (lambda path: None, lambda path: path.symlink_to("/")):
-        with pytest.raises(CheckpointError, match="wrote no file"):
-            save(tmp_path, 1, {"replay": FilePart(write)}, config_hash=HASH, keep=1)
-    assert list(tmp_path.iterdir()) == []
+def test_other_versions_are_one_warning_that_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(tmp_path, 1, full_state(1), config_hash=HASH, keep=1)
+    load(path)
+    assert caplog.records == []
+    now = {**provenance.library_versions(), "torch": "99.1", "lightsim2grid": "0.0", "absent-then": "1"}
+    monkeypatch.setattr(checkpoint, "library_versions", lambda: now)
+    assert load(path)["learner"]["step"] == 1
+    [said] = [record.getMessage() for record in caplog.records]
+    assert f"torch {version('torch')} -> 99.1" in said
+    assert f"lightsim2grid {version('lightsim2grid')} -> 0.0" in said
+    assert "numpy" not in said
+    assert "absent-then" not in said
 
 
 @pytest.mark.parametrize("name", ["../x", "manifest", "", ".hidden", "a b"])
@@ -316,13 +317,13 @@ def test_latest_skips_what_does_not_verify_and_says_why(tmp_path: Path, caplog: 
 
 def test_keep_counts_sound_checkpoints_and_never_takes_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save(tmp_path, step, full_state(step), config_hash=HASH, keep=2, kind="best" if step == 1 else "step")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1", "step-2", "step-3"]  # 1 is the best one
+        save(tmp_path, step, full_state(step), config_hash=HASH, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3"]
     (tmp_path / "step-3" / "learner.json").write_bytes(b"")
     save(tmp_path, 4, full_state(4), config_hash=HASH, keep=2)
     # the torn step 3 does not count as one of two, and stays as evidence
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1", "step-2", "step-3", "step-4"]
-    save(tmp_path, 5, full_state(5), config_hash=HASH, keep=1, kind="best")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3", "step-4"]
+    save(tmp_path, 5, full_state(5), config_hash=HASH, keep=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-3", "step-5"]
 
 
@@ -469,17 +470,6 @@ def test_a_kill_at_every_point_leaves_a_checkpoint_that_loads(tmp_path: Path, sa
         assert load(found)["learner"]["step"] in (1, 2)
         save(root, 3, small_state(3), config_hash=HASH, keep=1)
         assert [p.name for p in root.iterdir()] == ["step-3"]
-
-
-def test_a_file_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise ValueError("the table is closed")
-
-    save(tmp_path, 1, full_state(1), config_hash=HASH, keep=1)
-    with pytest.raises(ValueError, match="the table is closed"):
-        save(tmp_path, 2, {"replay": FilePart(fail)}, config_hash=HASH, keep=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from gg_ray.config_io import dump, load
 from gg_ray.evaluate.suites import SuiteMaker
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import FAMILIES
-from gg_ray.registry import WEIGHTS, ModelCard, Registry
+from gg_ray.registry import WEIGHTS, ModelCard, Registry, Version
 from gg_ray.scenario.context import context_source
 from gg_ray.verifier.features import SCHEMA
 from gg_ray.windows_io import write_windows
@@ -38,6 +39,24 @@ ACCURACY = (0.7, 0.6, None)
 """Of versions 1 to 3; the untrained row stands at 0.65."""
 
 
+CALIBRATION = {"scores": [-1.0, 0.0, 1.0], "implausible": 0.5, "disturbance": 0.0}
+
+
+def register(store: Registry, number: int, *, accuracy: float | None, extra: dict[str, Any]) -> Version:
+    """An untrained version whose weights depend on the number."""
+    return store.register(
+        to_numpy(new_verifier(CONFIG.verifier, CONFIG.seed + number).state_dict()),
+        architecture=asdict(CONFIG.verifier),
+        feature_schema=SCHEMA,
+        metrics={"balanced_accuracy": accuracy, "untrained": 0.65, "learner_steps": 5, "power_flow_solves": 99},
+        run="tiny",
+        seed=0,
+        commit="abc",
+        card=CARD,
+        extra=extra,
+    )
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/tiny (three untrained versions, no alias) and a few windows in two files.
@@ -48,19 +67,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = home / "runs" / "tiny"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump(CONFIG))
-    calibration = {"scores": [-1.0, 0.0, 1.0], "implausible": 0.5, "disturbance": 0.0}
     for number, accuracy in enumerate(ACCURACY, start=1):
-        Registry(run / "registry").register(
-            to_numpy(new_verifier(CONFIG.verifier, CONFIG.seed + number).state_dict()),
-            architecture=asdict(CONFIG.verifier),
-            feature_schema=SCHEMA,
-            metrics={"balanced_accuracy": accuracy, "untrained": 0.65, "learner_steps": 5, "power_flow_solves": 99},
-            run="tiny",
-            seed=0,
-            commit="abc",
-            card=CARD,
-            extra={"calibration": calibration},
-        )
+        register(Registry(run / "registry"), number, accuracy=accuracy, extra={"calibration": CALIBRATION})
     made = SuiteMaker("case14", CONFIG.scenario, CONFIG.evaluate, context_source(None)).windows()
     for name, group in zip(("one.json", "two.parquet"), made.test, strict=True):
         write_windows(home / name, [(window, group.prepared.plan) for window in group.prepared.windows[:3]])
@@ -296,34 +304,80 @@ def test_score_refuses_weights_that_were_changed(screen: Screen, home: Path) -> 
 # ---------------------------------------------------------------- evaluate
 
 
+def rows_by_method(data: dict[str, Any], case: str = "case14") -> dict[str, list[dict[str, object]]]:
+    """Rows of one grid as they stand, by method."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for row in data["rows"]:
+        if row["case"] == case:
+            own = {name: value for name, value in row.items() if name != "method"}
+            found.setdefault(row["method"], []).append(own)
+    return found
+
+
 def test_evaluate_measures_the_registered_weights_and_writes_the_report(screen: Screen, home: Path) -> None:
     grid = ("--cases", "case14", "--windows", "2", "--no-parallel")
     said = screen.says("evaluate", "--model", "v1", "--suite", "windows", *grid)
-    folder = home / "runs" / "tiny" / "evaluation" / "report"
-    [block] = json.loads((folder / "results.json").read_text())["results"]
-    assert (block["suite"], block["case"], block["model"]) == ("windows", "case14", "verifier/v1")
-    assert (block["budget"]["learner_steps"], block["budget"]["executor_calls"]) == (5, 99)
-    assert block["budget"]["windows"] == 2 * 2 * len(FAMILIES), "two of each, and as many plausible ones"
-    rows: dict[str, list[dict[str, object]]] = {}
-    for row in block["rows"]:
-        rows.setdefault(row.pop("method"), []).append(row)
+    folder = home / "runs" / "tiny" / "evaluation"
+    data = json.loads((folder / "results.json").read_text())
+    assert (data["suite"], data["case"], data["model"]) == ("windows", "case14", "verifier/v1")
+    assert (data["budget"]["learner_steps"], data["budget"]["executor_calls"]) == (5, 99)
+    assert data["budget"]["windows"] == 2 * 2 * len(FAMILIES), "two of each, and as many plausible ones"
+    rows = rows_by_method(data)
     assert {"verifier", "untrained", "oracle", "random", "chi2", "lnr"} <= set(rows)
+    assert "uniform" not in rows
+    assert "no uniform control registered beside it" in said
     assert rows["verifier"] == rows["untrained"], "version 1 has those weights"
     assert {row["family"] for row in rows["verifier"]} == {*FAMILIES, "macro"}
+    for method, own in rows.items():
+        assert all(row[name] is not None for row in own for name in ("balanced_accuracy", "auroc", "recall_at_fpr"))
+        assert method == "oracle" or all(row["ceiling"] is not None for row in own)
     assert "windows on case14" in said
     assert re.search(r"^case14: oracle ceiling ", said, re.MULTILINE)
-    assert "wrote runs/tiny/evaluation/report/results.json and report.md" in said
-    assert "tiny, verifier/v1" in (folder / "report.md").read_text()
+    assert "wrote runs/tiny/evaluation/results.json" in said
+    text = (folder / "report.md").read_text()
+    assert "tiny, verifier/v1" in text
+    drawn = ["map_case14.png", "recall_case14.png", "reliability_case14.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*drawn, "report.md", "results.json"])
+    assert [name for name in drawn if f"]({name})" not in text] == []
+    [verdicts] = data["verdicts"]
+    assert sum(sum(counts.values()) for counts in verdicts["confusion"].values()) == data["budget"]["windows"]
 
 
 def test_evaluate_runs_the_grids_and_sizes_of_the_run_where_none_are_named(screen: Screen, home: Path) -> None:
     screen.says("evaluate", "--model", "v2", "--suite", "windows", "--out", "elsewhere", "--no-parallel")
-    blocks = json.loads((home / "elsewhere" / "report" / "results.json").read_text())["results"]
-    assert [block["case"] for block in blocks] == ["case14", "case30"]
-    assert [block["budget"]["windows"] for block in blocks] == [2 * len(FAMILIES)] * 2
+    data = json.loads((home / "elsewhere" / "results.json").read_text())
+    assert data["case"] == "case14, case30"
+    assert [(part["case"], part["budget"]["windows"]) for part in data["parts"]] == [
+        ("case14", 2 * len(FAMILIES)), ("case30", 2 * len(FAMILIES)),
+    ]  # fmt: skip
     assert not (home / "runs" / "tiny" / "evaluation").exists()
-    macro = {row["method"]: row for row in blocks[0]["rows"] if row["family"] == "macro"}
+    macro = {row["method"]: row for row in data["rows"] if (row["case"], row["family"]) == ("case14", "macro")}
     assert macro["verifier"]["auroc"] != macro["untrained"]["auroc"]
+
+
+def test_evaluate_has_a_row_of_the_control_that_was_trained_beside_the_model(screen: Screen, home: Path) -> None:
+    """Version 4 names version 2 as its control; the alias may have moved on to that of another model."""
+    store = Registry(home / "runs" / "tiny" / "registry")
+    made = register(store, 4, accuracy=0.8, extra={"calibration": CALIBRATION, "control": "verifier/v2"})
+    assert made.id == "verifier/v4"
+    store.promote("v3", "control")
+    common = ("--suite", "windows", "--cases", "case14", "--no-parallel")
+    screen.says("evaluate", "--model", "v4", "--out", "four", *common)
+    screen.says("evaluate", "--model", "v2", "--out", "two", *common)
+    four, two = (rows_by_method(json.loads((home / name / "results.json").read_text())) for name in ("four", "two"))
+    assert four["uniform"] == two["verifier"] != four["verifier"]
+    assert list(four)[:3] == ["verifier", "uniform", "untrained"], "the order of a training report"
+
+
+def test_a_control_can_be_evaluated_but_neither_score_nor_be_champion(screen: Screen, home: Path) -> None:
+    store = Registry(home / "runs" / "tiny" / "registry")
+    register(store, 4, accuracy=0.9, extra={})
+    assert screen.says("promote", "v4", "--alias", "control", "--force") == "control -> verifier/v4\n"
+    assert "registered without calibration" in screen.refuses(1, "promote", "v4")
+    assert "registered without calibration" in screen.refuses(1, "score", "one.json", "--model", "control")
+    common = ("--suite", "windows", "--cases", "case14", "--no-parallel", "--out", "control")
+    screen.says("evaluate", "--model", "control", *common)
+    assert json.loads((home / "control" / "results.json").read_text())["model"] == "verifier/v4"
 
 
 @pytest.mark.ray
@@ -331,16 +385,17 @@ def test_evaluate_in_parallel_gives_the_rows_of_one_process(screen: Screen, home
     written = []
     for folder, args in (("one", ("--no-parallel",)), ("several", ())):
         screen.says("evaluate", "--model", "v2", "--suite", "windows", "--out", folder, *args)
-        written.append(json.loads((home / folder / "report" / "results.json").read_text())["results"])
-    assert [block["case"] for block in written[0]] == ["case14", "case30"]
-    assert written[1] == written[0]
+        written.append(json.loads((home / folder / "results.json").read_text()))
+    assert written[0]["case"] == "case14, case30"
+    for name in ("rows", "parts", "verdicts"):
+        assert written[1][name] == written[0][name]
 
 
 @pytest.mark.parametrize(
     ("code", "args", "part"),
     [
-        (2, ("--suite", "windoze"), "unknown suite 'windoze'; choose from quick, windows, timelines"),
-        (2, ("--cases", "case93"), "case93"),
+        (2, ("--suite", "windoze"), "unknown suite 'windoze'; did you mean windows? choose from quick, windows"),
+        (2, ("--cases", "case93"), "--cases: unknown grid case 'case93'; did you mean case39"),
         (2, ("--windows", "0"), "evaluate.windows: 0; at least 1"),
         (2, ("--windows", "-1"), "evaluate.windows: -1; at least 1"),
         (2, ("--days", "0"), "evaluate.days: 0; at least 1"),

@@ -98,7 +98,7 @@ def test_a_run_writes_its_directory(whole: Path) -> None:
     assert load(str(whole / "config.yaml")).selfplay.steps == STEPS
     version = Registry(whole / "registry").resolve("latest")
     assert version.metrics["learner_steps"] == STEPS
-    blocks = json.loads((whole / "report" / "results.json").read_text())["results"]
+    blocks = json.loads((whole / "report" / "results.json").read_text())["parts"]
     assert [block["case"] for block in blocks] == ["case14", "case30"]
 
 

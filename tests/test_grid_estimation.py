@@ -245,9 +245,7 @@ def test_d_eff_of_sparse_innovations_equals_the_sum_over_modes_of_full_rows() ->
     for item, value in zip(items, got, strict=True):
         a, u = np.zeros((scans, plan.size)), np.zeros((scans, 3 * case.n_bus))
         a[:, item.meters], u[:, item.pseudo] = item.a_Tc, item.u_Tk
-        want = sum(
-            detect.gains[level[k]].misfit((vectors[:, k] @ np.hstack([a, u]))[None])[0] for k in range(scans)
-        )
+        want = sum(detect.gains[level[k]].misfit((vectors[:, k] @ np.hstack([a, u]))[None])[0] for k in range(scans))
         np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-12)
     assert got[2] == 0
     assert 0 < got[1] < scans  # a bias of one sigma in one meter is worth at most one sigma a scan

@@ -44,9 +44,7 @@ def _meter(event: Event) -> int:
     return int(meters_of(PLAN, event)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "factor"), [("sign_flip", -1.0), ("unit_error", 1000.0)]
-)
+@pytest.mark.parametrize(("name", "factor"), [("sign_flip", -1.0), ("unit_error", 1000.0)])
 def test_encoding_errors_multiply_one_reading(name: str, factor: float) -> None:
     event = Event(name, BUS, 5, 0, 0, 0)
     attempt = _run(event)

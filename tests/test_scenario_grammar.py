@@ -36,9 +36,7 @@ def _program(grammar: Grammar, events: tuple[Event, ...], plan_id: int = 0, **mo
     return replace(program, **more)  # type: ignore[arg-type]
 
 
-@given(
-    st.sampled_from(CASES), st.integers(0, 3), st.sampled_from(STRATA), st.integers(0, 7), st.integers(0, 2**32 - 1)
-)
+@given(st.sampled_from(CASES), st.integers(0, 3), st.sampled_from(STRATA), st.integers(0, 7), st.integers(0, 2**32 - 1))
 def test_uniform_and_mutated_programs_are_legal_and_keep_to_the_fold(
     name: str, fold: int, stratum: tuple[str, str], plan_id: int, seed: int
 ) -> None:

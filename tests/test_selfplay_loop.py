@@ -29,8 +29,12 @@ HALF = 12
 
 
 def settings(**changes: Any) -> RunConfig:
-    base = {"scenario.cases": ["case14"], "selfplay.steps": 2 * HALF, "learner.publish_every": 6,
-            "checkpoint.every_steps": 12}
+    base = {
+        "scenario.cases": ["case14"],
+        "selfplay.steps": 2 * HALF,
+        "learner.publish_every": 6,
+        "checkpoint.every_steps": 12,
+    }
     return load("smoke", base | changes)
 
 

@@ -1,4 +1,4 @@
-"""PNG figures of the report: learning, frontier, heat map, coverage, gates, calibration, delay, place.
+"""PNG figures of the report: learning, frontier, heat map, coverage, gates, calibration, place.
 
 Flow:    metrics.jsonl rows, results rows, arrays -> [figures] -> report/*.png
 Source:  colours: Okabe and Ito; sequential map cividis (readable with every common colour-vision deficiency)
@@ -7,6 +7,7 @@ Rules:   Figure objects only, no pyplot: nothing global changes, so actors and s
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from numpy.typing import ArrayLike
 
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.results import Row, family_order
+from gg_ray.files import write_atomic
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Line colours in order of use; line styles change after one round."""
@@ -212,22 +214,6 @@ def grid_map(
     return _save(figure, path)
 
 
-def delay_amoc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path) -> Path:
-    """Delay against false alarms (AMOC): per method the false incidents a day and the median delay in scans."""
-    if not curves:
-        raise FigureError("delay curve: no method given")
-    figure, ax = _single((6.8, 3.8))
-    for i, (name, (false_per_day, delay)) in enumerate(curves.items()):
-        _line(ax, i, np.asarray(false_per_day, dtype=np.float64), np.asarray(delay, dtype=np.float64), name)
-    ax.set_xscale("symlog", linthresh=0.1)
-    ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("false incidents per day", fontsize=10)
-    ax.set_ylabel("median delay (scans, misses in full)", fontsize=10)
-    figure.legend(fontsize=9, frameon=False, loc="outside right upper")
-    return _save(figure, path)
-
-
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +288,6 @@ def _short(count: float) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DPI, facecolor="white")
-    return path
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    return write_atomic(path, drawn.getvalue())

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gg_ray import provenance
 from gg_ray.baselines.statistical import default_detectors
-from gg_ray.config import RunConfig, VerifierConfig
-from gg_ray.evaluate import metrics, results
+from gg_ray.config import RunConfig, VerifierConfig, check_suite
+from gg_ray.evaluate import metrics
 from gg_ray.evaluate.report import Comparison
 from gg_ray.evaluate.results import Block, Results
 from gg_ray.evaluate.scoring import (
@@ -28,26 +29,23 @@ from gg_ray.evaluate.scoring import (
     Method,
     NetworkMethod,
     Output,
+    Thresholds,
     stop_check,
     timeline_block,
     window_block,
 )
 from gg_ray.evaluate.suites import SuiteMaker, WindowSuite
+from gg_ray.evaluate.verdicts import Calibration, Confusion, calibrate, confusion, truths
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, Bool, Window
 from gg_ray.scenario.context import ContextSource, context_source
 
-SUITES = ("quick", "windows", "timelines")
 CLASSICAL = ("kcl", "chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation")
 _SAMPLES = 6
 """Windows of each metering plan that go into the sample file of a report."""
 
 Weights: TypeAlias = Mapping[str, NDArray[Any]]
-
-
-class SuiteError(ValueError):
-    """An unknown suite; the message names the known ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +70,10 @@ class Exhibit:
     prob_B: F64
     """P(implausible) of every test window under the model."""
     implausible_B: Bool
+    disturbed_B: Bool
+    """Truth of every test window; a masked fault is both."""
+    logits_2B: F64 | None
+    """Logits of implausible and of disturbance, None where the model does not give the second."""
     sample: list[tuple[Window, MeterPlan]]
     place: tuple[F64, Bool] | None
     """Bus scores and truth of the implausible window that the model ranks highest."""
@@ -86,6 +88,8 @@ class GridResult:
     exhibit: Exhibit
     calibration: F64
     """Scores of the model on benign validation windows."""
+    disturbance: F64
+    """Its disturbance scores on those of them without any disturbance; empty where it gives none."""
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Stop-check lines."""
@@ -101,8 +105,8 @@ class Evaluation:
     comparisons: list[Comparison]
     notes: list[str]
     exhibits: dict[str, Exhibit]
-    calibration: F64
-    """Benign validation scores of the model, pooled over grids (ascending)."""
+    calibration: Calibration
+    """Of the model, from the benign validation windows of all grids together."""
 
 
 Spread: TypeAlias = Callable[[Sequence[GridJob]], Iterable[GridResult]]
@@ -118,12 +122,12 @@ def evaluate(
     Args:   networks  weights by row of the table, the model under test first;  suite  quick (both), windows, timelines
             verifier  their architecture (the run's when not given)
             spread  runs the jobs, results in any order; one after the other in this process when not given
-    Raises: SuiteError for an unknown suite.
+    Raises: ConfigError for an unknown suite.
     """
     name = suite or config.evaluate.suite
     check_suite(name)
     info = BlockInfo(
-        fold=config.scenario.fold, model=model, seed=config.seed, commit=results.git_commit(),
+        fold=config.scenario.fold, model=model, seed=config.seed, commit=provenance.git_commit(),
         learner_steps=learner_steps, executor_calls=executor_calls,
     )  # fmt: skip
     chosen = list(dict.fromkeys(cases or [_home(config), *config.evaluate.held_out_cases]))
@@ -137,14 +141,27 @@ def evaluate(
         note(result.sizes)
         found[result.case] = result
     ordered = [found[case] for case in chosen]
+    calibration = calibrate(
+        np.concatenate([grid.calibration for grid in ordered]), np.concatenate([grid.disturbance for grid in ordered])
+    )
+    exhibits = {grid.case: grid.exhibit for grid in ordered}
     return Evaluation(
         Results(
-            results=tuple(block for grid in ordered for block in grid.blocks), machine=results.machine_info(),
-            command=_command(),
+            suite=name, results=tuple(block for grid in ordered for block in grid.blocks),
+            machine=provenance.machine_info(), command=_command(), verdicts=_confusions(exhibits, calibration),
         ),
         [row for grid in ordered for row in grid.comparisons], [line for grid in ordered for line in grid.notes],
-        {grid.case: grid.exhibit for grid in ordered}, np.sort(np.concatenate([grid.calibration for grid in ordered])),
+        exhibits, calibration,
     )  # fmt: skip
+
+
+def _confusions(exhibits: Mapping[str, Exhibit], calibration: Calibration) -> tuple[Confusion, ...]:
+    """Truth against verdict of every grid, at the thresholds that `gg-ray score` will use."""
+    return tuple(
+        confusion(case, truths(shown.implausible_B, shown.disturbed_B), calibration.verdicts(*shown.logits_2B))
+        for case, shown in exhibits.items()
+        if shown.logits_2B is not None
+    )
 
 
 def serially(jobs: Sequence[GridJob]) -> Iterator[GridResult]:
@@ -177,17 +194,23 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
     maker = SuiteMaker(job.case, config.scenario, config.evaluate, contexts)
     windows = maker.windows()
     sizes = f"{job.case}: {sum(len(g.families) for g in windows.test)} test windows, digest {windows.digest}"
-    block, outputs, thresholds = window_block(windows, methods, job.info)
+    block, scored = window_block(windows, methods, job.info)
+    benign = scored.validation[ours.name]
+    calm = [
+        o.disturbance_B[rows] for o, rows in zip(benign, windows.ordinary, strict=True) if o.disturbance_B is not None
+    ]
     out = GridResult(
-        job.case, [], _exhibit(windows, outputs[ours.name]),
-        np.concatenate([ours.output(part).score_B for part in windows.validation]),
+        job.case, [], _exhibit(windows, scored.test[ours.name]), np.concatenate([o.score_B for o in benign]),
+        np.concatenate(calm) if calm else np.zeros(0),
     )  # fmt: skip
     if suite in ("quick", "windows"):
         out.blocks.append(block)
-        out.comparisons += comparisons(windows, outputs, thresholds, ours.name, config.seed)
+        out.comparisons += comparisons(windows, scored.test, scored.thresholds, ours.name, config.seed)
         out.notes += stop_check(block, CLASSICAL)
     if suite in ("quick", "timelines"):
-        days = timeline_block(maker.timelines(), methods, job.info, config.evaluate.incidents_per_day)
+        days = timeline_block(
+            maker.timelines(), methods, job.info, config.evaluate.incidents_per_day, scored.thresholds
+        )
         if days is None:
             out.notes.append(f"{job.case}: no day of validation, or of the test, passes the gates; timelines left out")
         else:
@@ -199,10 +222,13 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
 
 def _exhibit(suite: WindowSuite, outputs: Sequence[Output]) -> Exhibit:
     prob: list[F64] = []
+    logits: list[F64] = []
     sample: list[tuple[Window, MeterPlan]] = []
     best: tuple[float, tuple[F64, Bool]] | None = None
     for group, out in zip(suite.test, outputs, strict=True):
         prob.append(out.score_B if out.prob_B is None else out.prob_B)
+        if out.disturbance_B is not None:
+            logits.append(np.stack([out.score_B, out.disturbance_B]))
         picks = np.linspace(0, len(group.families) - 1, _SAMPLES).astype(int)
         sample += [(group.prepared.windows[i], group.prepared.plan) for i in picks]
         rows = [i for i, f in enumerate(group.families) if f]
@@ -212,13 +238,11 @@ def _exhibit(suite: WindowSuite, outputs: Sequence[Output]) -> Exhibit:
         if best is None or out.score_B[row] > best[0]:
             best = float(out.score_B[row]), (out.node_BN[row], group.labels[row].node_N)
     implausible = np.array([bool(f) for group in suite.test for f in group.families])
-    return Exhibit(suite.digest, np.concatenate(prob), implausible, sample, best[1] if best else None)
-
-
-def check_suite(name: str) -> None:
-    """Raises: SuiteError for an unknown suite, naming the known ones."""
-    if name not in SUITES:
-        raise SuiteError(f"unknown suite {name!r}; choose from {', '.join(SUITES)}")
+    disturbed = np.array([label.disturbance for group in suite.test for label in group.labels])
+    return Exhibit(
+        suite.digest, np.concatenate(prob), implausible, disturbed,
+        np.concatenate(logits, axis=1) if logits else None, sample, best[1] if best else None,
+    )  # fmt: skip
 
 
 def _home(config: RunConfig) -> str:
@@ -227,7 +251,11 @@ def _home(config: RunConfig) -> str:
 
 
 def comparisons(
-    suite: WindowSuite, outputs: dict[str, list[Output]], thresholds: dict[str, float], ours: str, seed: int
+    suite: WindowSuite,
+    outputs: Mapping[str, Sequence[Output]],
+    thresholds: Mapping[str, Thresholds],
+    ours: str,
+    seed: int,
 ) -> list[Comparison]:
     """Paired bootstrap of macro balanced accuracy, ours minus every other method, thresholds from validation.
 
@@ -241,7 +269,7 @@ def comparisons(
     weight = np.array([families.size / (2.0 * size[f]) for f in families.tolist()])
     hits: dict[str, F64] = {}
     for method, out in outputs.items():
-        flagged = np.concatenate([o.score_B for o in out]) > thresholds[method]
+        flagged = np.concatenate([o.score_B for o in out]) > thresholds[method].score
         hits[method] = weight * (flagged == (families != ""))
     return [
         Comparison(

@@ -1,6 +1,6 @@
 """The report of a run: what the figures say, tables per suite, PNGs, and how to get the same again.
 
-Flow:    Results + metrics.jsonl + PNG files -> [report] -> report/report.md, report/results.json
+Flow:    Results + metrics.jsonl + PNG files -> [report] -> report.md, results.json
 Rule:    every claim is computed from the rows; a missing control, interval or reference row is said to be missing
 """
 
@@ -32,6 +32,9 @@ from gg_ray.evaluate.results import (
     family_order,
     write_results,
 )
+from gg_ray.evaluate.verdicts import DISTURBANCE, FPR, Confusion
+from gg_ray.files import write_atomic
+from gg_ray.records import VERDICTS
 
 PRIMARY = ("event_recall", "balanced_accuracy", "recall_at_fpr", "auroc")
 """Figure a suite is decided on: the first that its Verifier row has (timelines lead with event recall)."""
@@ -81,34 +84,37 @@ class Outcome:
 
 
 def write_report(
-    run_dir: Path,
+    folder: Path,
     results: Results,
     metrics_path: Path | None,
-    figures: Mapping[str, Path],
+    figures: Mapping[str, Path | str],
     meta: ReportMeta,
     comparisons: Sequence[Comparison] = (),
 ) -> Path:
-    """Writes report/report.md and report/results.json under run_dir; figures maps a caption to a PNG."""
-    folder = run_dir / "report"
+    """Writes report.md and results.json into a folder.
+
+    figures maps a caption to a PNG, or to the reason for which there is none: that is said in its place.
+    Returns: the report. Raises: OSError naming the file; a file that is there already is then whole, and the old one.
+    """
     write_results(folder / "results.json", results)
     gates = meta.gates or _last_gates(metrics_path)
     parts = [f"# Report of run {meta.name}", "", "## What the figures say", ""]
     parts += [f"- {line}" for line in findings(results, comparisons)]
     for block in results.results:
         parts += ["", f"## Suite {block.suite}, {block.case}", "", *_block_lines(block)]
-    drawn = [(caption, path) for caption, path in figures.items() if path.exists()]
-    if drawn:
+    if results.verdicts:
+        parts += ["", "## Verdicts", "", *_verdict_lines(results.verdicts)]
+    if figures:
         parts += ["", "## Figures"]
-    for caption, path in drawn:
-        parts += ["", f"![{caption}]({Path(os.path.relpath(path, folder)).as_posix()})", "", f"*{caption}*"]
+    for caption, drawn in figures.items():
+        if isinstance(drawn, str):
+            parts += ["", f"**Not drawn: {caption}** ({drawn})"]
+        else:
+            parts += ["", f"![{caption}]({Path(os.path.relpath(drawn, folder)).as_posix()})", "", f"*{caption}*"]
     if gates:
         parts += ["", "## Gates", "", *_markdown(["gate", "value"], [[name, _plain(v)] for name, v in gates.items()])]
     parts += ["", "## How it was made", "", *_provenance(results, meta), ""]
-    path = folder / "report.md"
-    part = folder / f".report.md.{os.getpid()}"
-    part.write_text("\n".join(parts), encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_atomic(folder / "report.md", "\n".join(parts))
 
 
 def findings(results: Results, comparisons: Sequence[Comparison] = ()) -> list[str]:
@@ -343,6 +349,21 @@ def _words(figure: str) -> str:
 
 def _family_words(family: str) -> str:
     return {MACRO: "mean over families", POOLED: "all families pooled"}.get(family, f"family {family}")
+
+
+def _verdict_lines(verdicts: Sequence[Confusion]) -> list[str]:
+    """Truth down, verdict across, one table a grid, and the error that costs an operator's trust."""
+    lines = [
+        f"Windows of the test by truth (rows) and verdict, each threshold exceeded by {FPR:.0%} of benign validation"
+        " windows; a masked fault counts as implausible."
+    ]
+    for found in verdicts:
+        rows = [[truth, *map(str, counts)] for truth, counts in zip(VERDICTS, found.counts, strict=True)]
+        share, events = found.natural_called_implausible, sum(found.counts[DISTURBANCE])
+        said = "there was no natural event" if share is None else f"{share:.1%} of {events}"
+        lines += ["", f"**{found.case}**", "", *_markdown([f"{found.case}, truth", *VERDICTS], rows)]
+        lines += ["", f"Natural events called implausible: {said}."]
+    return lines
 
 
 # Provenance ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Typed records of results.json, and the functions that turn scores into rows.
 
 Flow:    scores + evaluate.metrics -> [Row -> Block -> Results] -> results.json -> evaluate.figures, evaluate.report
-Source:  file format: docs/metrics.md; figures that do not apply are null, NaN and infinity are never written
+Source:  design.md, section 6 (Results); figures that do not apply are null, NaN and infinity are never written
+File:    {schema, suite, fold, case, model, seed, commit, budget, rows, parts, verdicts, machine, command}; each row
+         says its suite and case too, parts holds the budget of each suite on each case, verdicts the confusion
+         matrix of the three-way verdict on each case
 Shapes:  B windows, N buses of one window, S scans of one timeline
 """
 
@@ -9,22 +12,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from gg_ray.evaluate import metrics
+from gg_ray.evaluate.verdicts import Confusion
+from gg_ray.files import write_atomic
 from gg_ray.records import F64, FAMILIES, I64, Bool
 
-T = TypeVar("T")
-SCHEMA = 1
+SCHEMA = 2
 VERIFIER = "verifier"
 UNIFORM = "uniform"
 """The same Verifier trained on uniform scenarios at equal budget: the control for self-play."""
@@ -36,6 +36,7 @@ REFERENCES = (RANDOM, UNTRAINED, ORACLE)
 """Rows that frame a table: every other method that is neither ours nor a control is a baseline."""
 MACRO, POOLED = "macro", "all"
 """Family of a row that averages the family rows, and of one computed on all anomalies together."""
+_SHARED = ("fold", "model", "seed", "commit")
 _UNBOUNDED = ("false_incidents_per_day", "delay_scans", "hops")
 """Figures that are not rates in [0, 1]."""
 
@@ -122,16 +123,42 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The whole results.json."""
+    """Everything that one evaluation found: results.json.
 
+    Invariant: one model, fold, seed and commit stand behind all blocks.
+    """
+
+    suite: str
+    """What was asked for: quick, windows or timelines."""
     results: tuple[Block, ...]
     machine: Mapping[str, str | int | float]
     command: str
-    schema: int = SCHEMA
+    verdicts: tuple[Confusion, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise ResultsError(f"results schema {self.schema!r}; this version reads {SCHEMA}: evaluate again")
+        for name in _SHARED:
+            if len(found := {getattr(block, name) for block in self.results}) > 1:
+                raise ResultsError(f"results: blocks of {name} {', '.join(map(str, sorted(found)))}; write one each")
+
+    def as_json(self) -> dict[str, Any]:
+        """The document, as the module says."""
+        blocks = self.results
+        shared = {name: getattr(blocks[0], name) if blocks else None for name in _SHARED}
+        amounts: dict[str, set[float]] = {}
+        for block in blocks:
+            for name, value in block.budget.items():
+                amounts.setdefault(name, set()).add(value)
+        return {
+            "schema": SCHEMA, "suite": self.suite, "fold": shared["fold"],
+            "case": ", ".join(dict.fromkeys(block.case for block in blocks)), "model": shared["model"],
+            "seed": shared["seed"], "commit": shared["commit"],
+            # what differs between parts has no common value: it stands with them
+            "budget": {name: values.pop() for name, values in amounts.items() if len(values) == 1},
+            "rows": [{"suite": b.suite, "case": b.case, **asdict(row)} for b in blocks for row in b.rows],
+            "parts": [{"suite": b.suite, "case": b.case, "budget": dict(b.budget)} for b in blocks],
+            "verdicts": [confusion.as_json() for confusion in self.verdicts],
+            "machine": dict(self.machine), "command": self.command,
+        }  # fmt: skip
 
 
 # Scores to rows -----------------------------------------------------------------------------------------------------
@@ -162,6 +189,20 @@ class ScoredWindows:
             value = getattr(self, f.name)
             if value is not None and len(value) != len(self.score_B):
                 raise ResultsError(f"ScoredWindows.{f.name}: {len(value)} entries for {len(self.score_B)} scores")
+
+
+def join_windows(parts: Sequence[ScoredWindows]) -> ScoredWindows | None:
+    """All windows of several; None for none. A field that one part lacks is left out."""
+    if not parts:
+        return None
+    joined: dict[str, Any] = {}
+    for f in fields(ScoredWindows):
+        values = [getattr(part, f.name) for part in parts]
+        if any(value is None for value in values):
+            continue
+        lists = isinstance(values[0], list)
+        joined[f.name] = [item for value in values for item in value] if lists else np.concatenate(values)
+    return ScoredWindows(**joined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +269,8 @@ def row_from_timelines(
 
     Takes the events of one family (POOLED: all). Scans of other families' events, and the de-duplication time after
     every event, are left out of the scan figures; auprc keeps the timeline's own prevalence. False incidents do not
-    depend on the family. windows, when given, are the last windows of the same events, for the figures of place.
+    depend on the family. windows, when given, are the last windows of the same events, for the figures of place and
+    type.
     """
     gap = metrics.dedup_scans(scans_per_day, dedup_minutes)
     scores, keeps, attacked, own = [], [], [], []
@@ -271,7 +313,7 @@ def row_from_timelines(
             events=[[(e.onset, e.end) for e in line.events] for line in timelines],
         ),
         delay_scans=outcome.median_delay,
-        **({} if windows is None else _places(windows, None, node_threshold)),
+        **({} if windows is None else {"type_f1": _type_f1(windows), **_places(windows, None, node_threshold)}),
     )
 
 
@@ -310,8 +352,8 @@ def _rate(value: float) -> float:
     return min(1.0, max(0.0, value))  # weighted sums end a few 1e-16 outside
 
 
-def _type_f1(pos: ScoredWindows, neg: ScoredWindows) -> float | None:
-    both = [w for w in (pos, neg) if w.type_pred_B is not None and w.type_true_B is not None]
+def _type_f1(pos: ScoredWindows, neg: ScoredWindows | None = None) -> float | None:
+    both = [w for w in (pos, neg) if w is not None and w.type_pred_B is not None and w.type_true_B is not None]
     if pos not in both:
         return None
     return _finite(metrics.type_macro_f1(_join([w.type_true_B for w in both]), _join([w.type_pred_B for w in both])))
@@ -358,113 +400,5 @@ def _finite(value: float) -> float | None:
 
 
 def write_results(path: Path, results: Results) -> Path:
-    """Writes results.json atomically: a reader sees the old file or the new one, never half of one."""
-    text = json.dumps(asdict(results), indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def read_results(path: Path) -> Results:
-    """Reads and checks results.json. Raises ResultsError on anything that write_results would not have written."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{path.name} is not JSON ({error}); evaluate again") from error
-    blocks = []
-    for i, raw in enumerate(_typed(data, "results", list, path.name)):
-        where = f"{path.name}: results[{i}]"
-        rows = [
-            _record(Row, raw_row, f"{where}.rows[{j}]") for j, raw_row in enumerate(_typed(raw, "rows", list, where))
-        ]
-        for name, kind in (
-            ("suite", str),
-            ("case", str),
-            ("model", str),
-            ("commit", str),
-            ("fold", int),
-            ("seed", int),
-        ):
-            _typed(raw, name, kind, where)
-        _typed(raw, "budget", dict, where)
-        blocks.append(_record(Block, {**raw, "rows": tuple(rows)}, where))
-    _typed(data, "machine", dict, path.name)
-    _typed(data, "command", str, path.name)
-    _typed(data, "schema", int, path.name)
-    return _record(Results, {**data, "results": tuple(blocks)}, path.name)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ResultsError(f"results hold {name}; figures that do not apply are null")
-
-
-def _typed(raw: Any, name: str, kind: type, where: str) -> Any:
-    if not isinstance(raw, dict) or name not in raw:
-        raise ResultsError(f"{where}: no field {name!r}; evaluate again with this version")
-    if not isinstance(raw[name], kind) or isinstance(raw[name], bool):
-        raise ResultsError(f"{where}: {name} is {raw[name]!r}; expected {kind.__name__}")
-    return raw[name]
-
-
-def _record(kind: type[T], raw: Any, where: str) -> T:
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(raw, dict) or set(raw) != names:
-        given = set(raw) if isinstance(raw, dict) else set()
-        raise ResultsError(f"{where}: missing {sorted(names - given)}, unknown {sorted(given - names)}")
-    return kind(**raw)
-
-
-# Provenance ---------------------------------------------------------------------------------------------------------
-
-
-def machine_info() -> dict[str, str | int | float]:
-    """Processor, usable cores, memory (GiB), Python and torch versions; nothing that names the host or its paths."""
-    try:
-        torch_version = version("torch")
-    except PackageNotFoundError:
-        torch_version = "none"
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch_version,
-    }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_commit(root: Path | None = None) -> str:
-    """Short hash of the checkout, with "+dirty" when files differ from it; "unknown" outside one.
-
-    root defaults to the folder above this package, which must be the top of the checkout: an installed copy inside
-    some other repository's environment does not report that repository's commit.
-    """
-    folder = Path(__file__).resolve().parents[2] if root is None else root.resolve()
-    try:
-        top = _git(folder, "rev-parse", "--show-toplevel")
-        if Path(top).resolve() != folder:
-            return "unknown"
-        commit = _git(folder, "rev-parse", "--short", "HEAD")
-        dirty = _git(folder, "status", "--porcelain")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}+dirty" if dirty else commit
-
-
-def _git(folder: Path, *args: str) -> str:
-    done = subprocess.run(("git", *args), cwd=folder, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
+    """Writes results.json: a reader sees the old file or the new one, never half of one."""
+    return write_atomic(path, json.dumps(results.as_json(), indent=1, allow_nan=False) + "\n")

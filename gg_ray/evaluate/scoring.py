@@ -7,7 +7,7 @@ Shapes:  B windows, N buses, S looks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,12 +18,15 @@ from gg_ray.baselines.base import Detector
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWindows, TimelineEvent
 from gg_ray.evaluate.suites import Day, Group, TimelineSuite, WindowSuite
-from gg_ray.records import F64, I64, TYPES
+from gg_ray.grid.cases import GridCase
+from gg_ray.records import F64, I64, TYPES, Bool, Labels
 from gg_ray.verifier.features import Features, Featurizer, Prepared, batch_of, case_static
 from gg_ray.verifier.model import Verifier
 
 FPR = 0.05
 """Window false-positive rate at which thresholds are set on validation windows."""
+NODE_FPR = 0.01
+"""Share of benign validation windows in which the node threshold lets any bus be flagged."""
 
 
 @dataclass(slots=True)
@@ -34,6 +37,17 @@ class Output:
     prob_B: F64 | None = None
     node_BN: F64 | None = None
     type_B: I64 | None = None
+    disturbance_B: F64 | None = None
+    """Score of the second question, whether a real disturbance is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a method's figures are read at; from benign validation windows alone."""
+
+    score: float
+    node: float | None
+    """None for a method that says nothing about buses."""
 
 
 class Method(Protocol):
@@ -77,7 +91,7 @@ class NetworkMethod:
         static = case_static(prepared.case.name)
         features = self._features.of(prepared)
         block = max(1, 60_000 // static.n_buses // 16)
-        parts: list[tuple[F64, F64, F64, I64]] = []
+        parts: list[tuple[F64, F64, F64, I64, F64]] = []
         for start in range(0, len(features.xhat_BN2), block):
             cut = slice(start, start + block)
             batch = batch_of(prepared.case.name, features, cut)
@@ -85,9 +99,9 @@ class NetworkMethod:
             family = out.type[:, 1:].argmax(dim=1) + 1
             logit = out.implausible.double()
             node = out.node.view(-1, static.n_buses).double()
-            parts.append((logit.numpy(), torch.sigmoid(logit).numpy(), node.numpy(), family.numpy()))
-        score, prob, place, kind = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Output(score, prob, place, kind)
+            disturbed = out.disturbance.double().numpy()
+            parts.append((logit.numpy(), torch.sigmoid(logit).numpy(), node.numpy(), family.numpy(), disturbed))
+        return Output(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 class DetectorMethod:
@@ -115,29 +129,41 @@ class BlockInfo:
     executor_calls: int
 
 
-def window_block(
-    suite: WindowSuite, methods: Sequence[Method], info: BlockInfo
-) -> tuple[Block, dict[str, list[Output]], dict[str, float]]:
+@dataclass(slots=True)
+class Scored:
+    """What every method says about a window suite; outputs by method, one per group or validation part."""
+
+    test: dict[str, list[Output]]
+    validation: dict[str, list[Output]]
+    thresholds: dict[str, Thresholds]
+
+
+def window_block(suite: WindowSuite, methods: Sequence[Method], info: BlockInfo) -> tuple[Block, Scored]:
     """Rows of every method on every family of a window suite, with oracle and macro rows.
 
-    Returns: the block, each method's outputs per group (for figures and intervals), and its threshold
+    Returns: the block, and what it was made of (for figures, intervals and the timelines)
     """
     grid = suite.test[0].prepared.case
     hops = metrics.hops_from(np.stack([grid.f_bus, grid.t_bus]), grid.n_bus)
     families = sorted({f for g in suite.test for f in g.families if f}, key=results.family_order)
     rows: list[Row] = []
-    outputs: dict[str, list[Output]] = {}
-    thresholds: dict[str, float] = {}
+    scored = Scored({}, {}, {})
     for method in methods:
         method.prepare(suite.fit, np.random.default_rng(info.seed))
-        threshold = metrics.threshold_for_fpr(np.concatenate([method.output(p).score_B for p in suite.validation]), FPR)
+        benign = [method.output(part) for part in suite.validation]
+        limits = thresholds_of(benign)
         out = [method.output(group.prepared) for group in suite.test]
-        outputs[method.name], thresholds[method.name] = out, threshold
+        scored.validation[method.name], scored.test[method.name] = benign, out
+        scored.thresholds[method.name] = limits
         negative = _windows(suite.test, out, "", hops)
         own = []
         for family in families:
             positive = _windows(suite.test, out, family, hops)
-            own.append(results.row_from_scores(method.name, family, positive, negative, threshold, fpr=FPR))
+            own.append(
+                results.row_from_scores(
+                    method.name, family, positive, negative, limits.score, fpr=FPR, node_threshold=limits.node
+                )
+            )
         rows += [*own, results.macro_row(method.name, own)]
     own = [results.oracle_row(family, _d_eff(suite.test, family), fpr=FPR) for family in families]
     rows += [*own, results.macro_row(results.ORACLE, own)]
@@ -148,10 +174,19 @@ def window_block(
     return Block(
         suite="windows", fold=info.fold, case=suite.case, model=info.model, seed=info.seed, commit=info.commit,
         budget=budget, rows=tuple(rows),
-    ), outputs, thresholds  # fmt: skip
+    ), scored  # fmt: skip
 
 
-def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, hops: object) -> ScoredWindows:
+def thresholds_of(benign: Sequence[Output]) -> Thresholds:
+    """Window and node threshold of one method from its outputs on benign validation windows."""
+    highest = [out.node_BN.max(axis=1) for out in benign if out.node_BN is not None]
+    return Thresholds(
+        metrics.threshold_for_fpr(np.concatenate([out.score_B for out in benign]), FPR),
+        metrics.threshold_for_fpr(np.concatenate(highest), NODE_FPR) if highest else None,
+    )
+
+
+def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, hops: metrics.HopsFrom) -> ScoredWindows:
     """All windows of a family ("" for the plausible ones) over the groups."""
     score, prob, node, truth, kind, true_kind, d_eff = [], [], [], [], [], [], []
     for group, out in zip(groups, outputs, strict=True):
@@ -163,7 +198,7 @@ def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, ho
                 prob.append(out.prob_B[row])
             if out.node_BN is not None:
                 node.append(out.node_BN[row])
-                truth.append(_places(group, row))
+                truth.append(_places(group.labels[row], group.prepared.case))
             if out.type_B is not None:
                 kind.append(out.type_B[row])
                 true_kind.append(TYPES.index(own) if own else 0)
@@ -171,17 +206,15 @@ def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, ho
     attacked = bool(family)
     return ScoredWindows(
         score_B=np.array(score), prob_B=np.array(prob) if prob else None,
-        node_score=node if node and attacked else None, node_true=truth if node and attacked else None,
-        hops=[hops] * len(node) if node and attacked else None,  # type: ignore[list-item]
+        node_score=node or None, node_true=truth or None, hops=[hops] * len(node) if node and attacked else None,
         type_pred_B=np.array(kind) if kind and attacked else None,
         type_true_B=np.array(true_kind) if kind and attacked else None,
         d_eff_B=np.array(d_eff) if attacked else None,
     )  # fmt: skip
 
 
-def _places(group: Group, row: int) -> np.ndarray:
+def _places(label: Labels, case: GridCase) -> Bool:
     """Affected buses; the ends of affected branches count, since a bus list is what an operator gets."""
-    label, case = group.labels[row], group.prepared.case
     out = label.node_N.copy()
     branches = np.flatnonzero(label.edge_E)
     out[case.f_bus[branches]] = out[case.t_bus[branches]] = True
@@ -192,36 +225,52 @@ def _d_eff(groups: Sequence[Group], family: str) -> F64:
     return np.array([d for g in groups for d, f in zip(g.d_eff, g.families, strict=True) if f == family])
 
 
+@dataclass(slots=True)
+class _Seen:
+    """One day as scored: its events, and of each method the score of every look [S] and its newest word on events."""
+
+    events: tuple[TimelineEvent, ...]
+    attacked: int
+    scores: dict[str, F64]
+    last: dict[str, list[ScoredWindows]]
+    """The last look of each event."""
+
+
 def timeline_block(
-    suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float
-) -> Block | None:
+    suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float,
+    thresholds: Mapping[str, Thresholds],
+) -> Block | None:  # fmt: skip
     """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
 
-    Methods must have been prepared (window_block does that).
+    Methods must have been prepared, and thresholds (for the figures of place) been found, by window_block.
     Returns: None where no validation day or no test day could be made
     """
-    benign, quiet = _scores(suite.validation, methods)
-    scores, days = _scores(suite.test, methods)
-    if not quiet or not days:
+    # day by day and not method by method: networks share the features of a day, and no day is kept
+    benign = [_seen(day, methods) for day in suite.validation]
+    days = [_seen(day, methods) for day in suite.test]
+    if not benign or not days:
         return None
     rows: list[Row] = []
-    families = sorted({e.family for events, _, _ in days for e in events}, key=results.family_order)
+    families = sorted({e.family for day in days for e in day.events}, key=results.family_order)
     for method in methods:
         name = method.name
-        threshold = metrics.threshold_for_budget(benign[name], incidents_per_day, scans_per_day=suite.looks_per_day)
-        lines = [
-            ScoredTimeline(score_S=score, events=events)
-            for score, (events, _, _) in zip(scores[name], days, strict=True)
-        ]  # fmt: skip
-        own = [
-            results.row_from_timelines(name, family, lines, threshold, scans_per_day=suite.looks_per_day)
-            for family in families
-        ]  # fmt: skip
-        pooled = results.row_from_timelines(name, POOLED, lines, threshold, scans_per_day=suite.looks_per_day)
-        rows += [*own, pooled, results.macro_row(name, own)]
+        threshold = metrics.threshold_for_budget(
+            [day.scores[name] for day in benign], incidents_per_day, scans_per_day=suite.looks_per_day
+        )
+        lines = [ScoredTimeline(score_S=day.scores[name], events=day.events) for day in days]
+        own = []
+        for family in [*families, POOLED]:
+            last = [w for day in days for e, w in zip(day.events, day.last[name], strict=True) if _of(e, family)]
+            own.append(
+                results.row_from_timelines(
+                    name, family, lines, threshold, scans_per_day=suite.looks_per_day,
+                    windows=results.join_windows(last), node_threshold=thresholds[name].node,
+                )
+            )  # fmt: skip
+        rows += [*own, results.macro_row(name, own)]
     budget = {
         "incidents_per_day": incidents_per_day, "days": float(len(days)),
-        "prevalence": sum(attacked for _, attacked, _ in days) / sum(looks for _, _, looks in days),
+        "prevalence": sum(day.attacked for day in days) / sum(next(iter(d.scores.values())).size for d in days),
         "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
     }  # fmt: skip
     return Block(
@@ -230,20 +279,32 @@ def timeline_block(
     )  # fmt: skip
 
 
-def _scores(
-    days: Iterable[Day], methods: Sequence[Method]
-) -> tuple[dict[str, list[F64]], list[tuple[tuple[TimelineEvent, ...], int, int]]]:
-    """Scores [S] of each method on each day, and of each day its events, attacked looks and looks.
+def _of(event: TimelineEvent, family: str) -> bool:
+    return family in (POOLED, event.family)
 
-    Day by day and not method by method: networks share the features of a day, and no day is kept.
-    """
-    out: dict[str, list[F64]] = {method.name: [] for method in methods}
-    seen = []
-    for day in days:
-        for method in methods:
-            out[method.name].append(method.output(day.prepared).score_B)
-        seen.append((day.events, day.attacked, len(day.labels)))
-    return out, seen
+
+def _seen(day: Day, methods: Sequence[Method]) -> _Seen:
+    """One day under every method."""
+    case = day.prepared.case
+    hops = metrics.hops_from(np.stack([case.f_bus, case.t_bus]), case.n_bus)
+    # an attack that no scan of a look falls into is first seen, and last, by the look after it
+    looks = [event.onset + max(0, day.attacked - 1) for event in day.events]
+    seen = _Seen(day.events, day.attacked, {}, {})
+    for method in methods:
+        out = method.output(day.prepared)
+        seen.scores[method.name] = out.score_B
+        seen.last[method.name] = [
+            ScoredWindows(
+                score_B=out.score_B[[look]],
+                node_score=None if out.node_BN is None else [out.node_BN[look]],
+                node_true=None if out.node_BN is None else [_places(day.labels[look], case)],
+                hops=None if out.node_BN is None else [hops],
+                type_pred_B=None if out.type_B is None else out.type_B[[look]],
+                type_true_B=None if out.type_B is None else np.array([TYPES.index(event.family)]),
+            )
+            for look, event in zip(looks, day.events, strict=True)
+        ]
+    return seen
 
 
 def stop_check(block: Block, classical: Sequence[str]) -> list[str]:

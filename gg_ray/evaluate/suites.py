@@ -19,7 +19,7 @@ import numpy as np
 from gg_ray.config import EvaluateConfig, ScenarioConfig
 from gg_ray.evaluate.results import TimelineEvent
 from gg_ray.grid.cases import load_case
-from gg_ray.records import FAMILIES, Labels, Program, Window
+from gg_ray.records import FAMILIES, Bool, Labels, Program, Window
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.gates import Gates
@@ -59,6 +59,8 @@ class WindowSuite:
     """Benign training-month windows of the evaluation plans, for detectors that fit to a grid."""
     validation: list[Prepared]
     """Benign validation-month windows: thresholds come from these alone."""
+    ordinary: list[Bool]
+    """Which windows of each part of validation show no disturbance."""
     test: list[Group]
     solves: int
     digest: str
@@ -132,7 +134,11 @@ class SuiteMaker:
         test = [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
         fit = self._benign("train", max(3 * count, _LEAST_FIT), self._rng(2))
         validation = self._benign("validation", max(4 * count, _LEAST_VALIDATION), self._rng(3))
-        return WindowSuite(self.case.name, fit, validation, test, solves, _digest([g.prepared for g in test]))
+        return WindowSuite(
+            self.case.name, [g.prepared for g in fit], [g.prepared for g in validation],
+            [np.array([not label.disturbance for label in g.labels]) for g in validation], test, solves,
+            _digest([g.prepared for g in test]),
+        )  # fmt: skip
 
     def validation_groups(self, families: Sequence[str], count: int) -> list[Group]:
         """A small set from validation months, for looks during training: some windows per family, as many plausible."""
@@ -191,15 +197,15 @@ class SuiteMaker:
             prepared, [i[1] for i in items], [i[2] for i in items], [i[3] for i in items], [i[4] for i in items]
         )  # fmt: skip
 
-    def _benign(self, split: str, count: int, rng: np.random.Generator) -> list[Prepared]:
-        """Plausible windows, half of them hard, one Prepared per plan."""
+    def _benign(self, split: str, count: int, rng: np.random.Generator) -> list[Group]:
+        """Plausible windows, half of them hard, one group per plan."""
         half = count // 2
         found = [
             item
             for side in ("hard", "ordinary")
             for item in self._gated(split, Stratum(side, "", self.case.name), half, rng)[0]
         ]
-        return [self._group([item for item in found if item[5] == plan]).prepared for plan in EVAL_PLANS]
+        return [self._group([item for item in found if item[5] == plan]) for plan in EVAL_PLANS]
 
     # --- timelines --------------------------------------------------------------------------------------------------
 

@@ -49,7 +49,6 @@ class SampleToInsertLimiter:
         self._blocked_since: dict[str, float | None] = {"insert": None, "sample": None}
         self._blocked_s = {"insert": 0.0, "sample": 0.0}
         self._set(samples_per_insert, error_buffer)
-        self._anchor = (0.0, 0, 0)
 
     @classmethod
     def with_share(
@@ -95,9 +94,8 @@ class SampleToInsertLimiter:
 
     @property
     def cursor(self) -> float:
-        """inserts * samples_per_insert - samples, counted from the last change of the ratio."""
-        value, inserts, samples = self._anchor
-        return value + (self.inserts - inserts) * self.samples_per_insert - (self.samples - samples)
+        """inserts * samples_per_insert - samples."""
+        return self.inserts * self.samples_per_insert - self.samples
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -124,21 +122,6 @@ class SampleToInsertLimiter:
         """Record n draws that were made."""
         self.samples += n
 
-    def configure(self, *, samples_per_insert: float | None = None, error_buffer: float | None = None) -> None:
-        """Change the ratio or the buffer of a running limiter.
-
-        The distance of the cursor from its centre is carried over (clipped to the new buffer), so that past inserts are
-        not charged at the new ratio: without this a change after a million inserts would block one side for hours.
-        """
-        distance = self.cursor - self.min_size * self.samples_per_insert
-        self._set(
-            self.samples_per_insert if samples_per_insert is None else samples_per_insert,
-            self.error_buffer if error_buffer is None else error_buffer,
-        )
-        if self.started:
-            distance = min(max(distance, -self.error_buffer), self.error_buffer)
-            self._anchor = (self.min_size * self.samples_per_insert + distance, self.inserts, self.samples)
-
     def blocked_s(self, side: Literal["insert", "sample"]) -> float:
         """Seconds for which this side has been refused, the running refusal included."""
         since = self._blocked_since[side]
@@ -146,15 +129,11 @@ class SampleToInsertLimiter:
 
     def state_dict(self) -> dict[str, float]:
         """Counters and settings as plain numbers; the clock and a running refusal are not part of it."""
-        value, inserts, samples = self._anchor
         return {
             "inserts": self.inserts,
             "samples": self.samples,
             "samples_per_insert": self.samples_per_insert,
             "error_buffer": self.error_buffer,
-            "anchor_cursor": value,
-            "anchor_inserts": inserts,
-            "anchor_samples": samples,
             "blocked_insert_s": self._blocked_s["insert"],
             "blocked_sample_s": self._blocked_s["sample"],
         }
@@ -163,7 +142,6 @@ class SampleToInsertLimiter:
         """Continue from `state_dict`; both sides start unblocked."""
         self._set(float(state["samples_per_insert"]), float(state["error_buffer"]))
         self.inserts, self.samples = int(state["inserts"]), int(state["samples"])
-        self._anchor = (float(state["anchor_cursor"]), int(state["anchor_inserts"]), int(state["anchor_samples"]))
         self._blocked_s = {"insert": float(state["blocked_insert_s"]), "sample": float(state["blocked_sample_s"])}
         self._blocked_since = {"insert": None, "sample": None}
 
