@@ -232,7 +232,7 @@ class Executor:
         for index, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
             part = slice(index * scans, (index + 1) * scans)
             trajectory = Trajectory(
-                v_TN=v[part], h_TM=h_all[part][:, plan.channels], converged=bool(converged[part].all()),
+                world=world, v_TN=v[part], h_TM=h_all[part][:, plan.channels], converged=bool(converged[part].all()),
                 split=bool(split[part].any()), status_TE=~world.out, moves=tuple(world.taps),
             )  # fmt: skip
             result.append(trajectory)

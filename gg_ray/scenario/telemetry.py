@@ -38,6 +38,7 @@ def finish(case: GridCase, job: Job) -> Attempt:
         program=job.program, context=job.context, plan=job.plan, main=None, twin=None, d_eff=0.0,
         d_target=job.target, converged=converged, split=true.split or quiet.split, in_bounds=True, reachable=True,
         material=np.inf, solves=sum(t.v_TN.shape[0] for t in job.solved), notes=job.notes, trajectory=true,
+        unhidden=quiet if quiet is not true else None,
     )  # fmt: skip
     if not converged:
         return attempt
