@@ -13,6 +13,7 @@ from gg_ray.records import Event, Program
 from gg_ray.scenario.alteration import Unreachable, meters_of
 from gg_ray.scenario.anomalies import SCALE_LIMIT, build
 from gg_ray.scenario.anomalies_model import PARAMETER_LIMIT, TAP_LIMIT
+from gg_ray.scenario.attacks import MAX_LOAD_SHARE
 from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
 from gg_ray.scenario.executor import Executor
@@ -165,6 +166,25 @@ def test_a_coordinated_attack_shows_the_area_as_it_would_have_been() -> None:
     raise AssertionError("no coordinated attack on a metered branch in ten draws")
 
 
+def test_a_masked_trip_is_real_and_its_area_goes_on_showing_the_unit_in_service() -> None:
+    units = np.flatnonzero(EXECUTOR.grammar.target_mask("coordinated_trip", PLAN))
+    bus = next(int(u) for u in units if PLAN.index_of[N + u] >= 0)
+    attempt = _run(Event("coordinated_trip", bus, 6, 0, 2, 0))
+    assert attempt.main is not None
+    assert attempt.twin is not None
+    assert attempt.trajectory is not None
+    assert attempt.unhidden is not None
+    own = int(PLAN.index_of[N + bus])
+    k = int(np.flatnonzero(CASE.gen_bus == bus)[0])
+    lost = attempt.unhidden.world.gen_p[6, k] - attempt.trajectory.world.gen_p[6, k]
+    assert lost > 0.02 or attempt.trajectory.world.gen_out[6, k]
+    np.testing.assert_allclose(attempt.main.mean_TM[6:, own], attempt.unhidden.h_TM[6:, own], atol=1e-12)
+    assert (attempt.main.mean_TM[6:, own] - attempt.twin.mean_TM[6:, own] > 0.02).all(), "the twin shows the loss"
+    far = PLAN.at(PLAN.layout.bus_channels(int(EXECUTOR.fleet.near.hops(bus).argmax())))
+    np.testing.assert_array_equal(_change(attempt)[:, far], 0.0)
+    assert attempt.main.labels.node_N[bus]
+
+
 def test_wrong_declarations_stay_within_their_limits() -> None:
     rng = np.random.default_rng(1)
     inside = {"wrong_tap": 0, "wrong_line_parameter": 0}
@@ -185,15 +205,34 @@ def test_wrong_declarations_stay_within_their_limits() -> None:
     assert all(count > 2 for count in inside.values()), inside
 
 
-def test_redistribution_keeps_the_sum_of_demand() -> None:
-    load = int(LOADS[np.argmax(CASE.load_p[LOADS])])
-    attempt = _run(Event("load_redistribution", load, 4, 9, 2, 1))
-    assert attempt.main is not None
-    change = _change(attempt)[8]
-    assert np.abs(change).max() > 0
-    whole = PLAN.expand(change[None], fill=0.0)[0][N : 2 * N]
-    assert abs(whole.sum()) <= np.abs(whole).sum()
-    assert np.sign(whole[load]) in (-1.0, 1.0)
+def test_redistribution_moves_demand_within_a_fifth_of_each_load_and_keeps_the_sum() -> None:
+    executor = Executor(CASE, ScenarioConfig(kappa=(1.0, 1.0)), ClimatologySource(), all_families=True)
+    plan = executor.grammar.plan(0)
+    assert plan.index_of[N : 2 * N].min() >= 0, "every bus has its P meter"
+    rng = np.random.default_rng(2)
+    events = [executor.grammar.event("load_redistribution", plan, rng) for _ in range(24)]
+    programs = [
+        Program(case=CASE.name, context_id=5, plan_id=0, events=(event,), scans=16, seed=k)
+        for k, event in enumerate(events) if event is not None
+    ]  # fmt: skip
+    inside, largest = 0, 0.0
+    for attempt in executor.run(programs):
+        assert attempt.main is not None
+        assert attempt.trajectory is not None
+        change = -_change(attempt)[attempt.main.labels.onset, plan.index_of[N : 2 * N]]
+        load = attempt.trajectory.world.load_p[attempt.main.labels.onset : attempt.main.labels.end].min(axis=0)
+        unread = 0.05 * plan.sigma[plan.index_of[N : 2 * N]].sum()  # meters below 5 % of their sigma are left alone
+        elsewhere = (CASE.load_p <= 0.01) & (np.arange(N) != CASE.slack)
+        assert not change[elsewhere].any(), "generation and passive buses stay as they are"
+        moved = np.abs(change[CASE.load_p > 0.01])
+        assert abs(change[CASE.load_p > 0.01].sum()) <= unread
+        largest = max(largest, moved.sum() / unread)
+        assert {-1.0, 1.0} <= set(np.sign(change).tolist())
+        share = (np.abs(change) / np.maximum(load, 1e-9))[CASE.load_p > 0.01].max()
+        assert (share <= MAX_LOAD_SHARE * 1.001) == attempt.in_bounds
+        inside += int(attempt.in_bounds)
+    assert largest > 20, "the sum must be small beside what moves"
+    assert 0 < inside < 24, "both sides of the bound are met"
 
 
 def test_a_partial_attack_leaves_some_meters_of_the_exact_one_alone() -> None:

@@ -112,7 +112,7 @@ def test_anomalies_are_implausible_and_hidden_real_faults_stay_disturbances(name
     assert attempt.main is not None
     assert attempt.twin is not None
     labels, twin = attempt.main.labels, attempt.twin.labels
-    real = name in ("undeclared_line_outage", "undeclared_gen_trip", "coordinated")
+    real = name in ("undeclared_line_outage", "undeclared_gen_trip", "coordinated", "coordinated_trip")
     assert labels.implausible
     assert labels.type == TYPES.index(PRIMITIVES[name].family)
     assert 0 <= labels.onset < labels.end <= 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gg_ray.config import ScenarioConfig
-from gg_ray.grid.cases import load_case
+from gg_ray.grid.cases import PQ, load_case
 from gg_ray.records import FAMILIES, Event, Program
 from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ClimatologySource
@@ -84,7 +85,6 @@ def test_g1_stops_what_is_not_a_valid_state(fault: str) -> None:
     attempt = _attempt()
     assert attempt.trajectory is not None
     v = attempt.trajectory.v_TN.copy()
-    passive = np.flatnonzero((CASE.load_p == 0) & (CASE.load_q == 0) & ~np.isin(np.arange(CASE.n_bus), CASE.gen_bus))
     if fault == "diverged":
         attempt = replace(attempt, converged=False)
     elif fault == "split":
@@ -93,7 +93,7 @@ def test_g1_stops_what_is_not_a_valid_state(fault: str) -> None:
         attempt = replace(attempt, in_bounds=False)
     else:
         if fault == "power":
-            v[7, passive[0]] *= 1 + 1e-4
+            v[7, 20] *= 1 + 1e-4
         elif fault in ("low", "high"):
             v *= {"low": 0.7, "high": 1.4}[fault] / np.abs(v)
         elif fault == "angle":
@@ -104,10 +104,94 @@ def test_g1_stops_what_is_not_a_valid_state(fault: str) -> None:
     assert _verdict(attempt) == "G1"
 
 
+@functools.cache
+def _executor(name: str) -> Executor:
+    return Executor(load_case(name), CONFIG, ClimatologySource(), all_families=True)
+
+
+def _solved(name: str, *events: Event) -> tuple[Gates, Attempt]:
+    """An attempt of a grid and the gates that judge it."""
+    executor = _executor(name)
+    program = Program(case=name, context_id=5, plan_id=0, events=events, scans=16, seed=1)
+    attempt = executor.run([program])[0]
+    assert attempt.converged
+    assert attempt.trajectory is not None
+    return Gates(executor, CONFIG), attempt
+
+
+@pytest.mark.parametrize("bus", [0, 7, 14, 20, 26])
+def test_the_judge_sees_a_tampered_voltage_on_a_grid_without_passive_buses(bus: int) -> None:
+    """gb29 has no zero-injection bus at all: only a comparison with what was asked can find anything there."""
+    gates, attempt = _solved("gb29")
+    assert gates._judge([attempt])[0] < 0.01 * JUDGE_LIMIT_PU
+    assert gates.check([attempt], np.random.default_rng(0)) == [""]
+    for factor in (1 + 1e-4, np.exp(1e-4j)):
+        v = attempt.trajectory.v_TN.copy()  # type: ignore[union-attr]
+        v[9, bus] *= factor
+        assert gates.check([_with_voltage(attempt, v)], np.random.default_rng(0)) == ["G1"]
+
+
+@pytest.mark.parametrize("what", ["load_p", "load_q", "gen_p", "gen_v", "out", "taps"])
+def test_the_judge_sees_a_state_of_another_world(what: str) -> None:
+    """A right power flow of the wrong inputs must fail: one bus, one scan, 0.01 MW."""
+    gates, attempt = _solved("case57")
+    true = attempt.trajectory
+    assert true is not None
+    world, status, moves = true.world.copy(), true.status_TE.copy(), true.moves
+    if what in ("load_p", "load_q"):
+        getattr(world, what)[4, int(np.flatnonzero(CASE.kind == PQ)[7])] += 1e-4
+    elif what == "gen_p":
+        world.gen_p[4, int(np.flatnonzero(CASE.gen_bus != CASE.slack)[1])] += 1e-4
+    elif what == "gen_v":
+        world.gen_v[4, int(np.flatnonzero(CASE.gen_bus != CASE.slack)[1])] += 1e-4
+    elif what == "out":
+        status[4, 3] = False
+    else:
+        tap = int(np.flatnonzero(CASE.transformer)[0])
+        moves = ((tap, float(CASE.tap[tap] * 1.01), 4),)
+    wrong = replace(attempt, trajectory=replace(true, world=world, status_TE=status, moves=moves))
+    assert gates.check([wrong], np.random.default_rng(0)) == ["G1"]
+
+
+def test_the_judge_reads_the_slack_voltage_but_not_its_power() -> None:
+    gates, attempt = _solved("case57")
+    true = attempt.trajectory
+    assert true is not None
+    at = int(np.flatnonzero(CASE.gen_bus == CASE.slack)[0])
+    world = true.world.copy()
+    world.gen_p[:, at] += 1.0  # the engine ignores it: the slack balances
+    assert gates._judge([replace(attempt, trajectory=replace(true, world=world))])[0] < JUDGE_LIMIT_PU
+    world.gen_v[2, at] += 1e-4
+    assert gates._judge([replace(attempt, trajectory=replace(true, world=world))])[0] > JUDGE_LIMIT_PU
+
+
+@pytest.mark.parametrize("name", ["case57", "gb29"])
+def test_outages_moved_taps_and_lost_machines_pass_the_judge(name: str) -> None:
+    grammar = _executor(name).grammar
+    rng = np.random.default_rng(4)
+    plan = grammar.plan(0)
+    gone = opened = moved = 0
+    for _ in range(6):
+        events = [grammar.event(word, plan, rng) for word in ("tap_move", "line_switch", "gen_trip")]
+        gates, attempt = _solved(name, *(event for event in events if event is not None))
+        true = attempt.trajectory
+        assert true is not None
+        assert gates._judge([attempt])[0] < 0.01 * JUDGE_LIMIT_PU
+        gone += int(true.world.gen_out.any())
+        opened += int((~true.status_TE).any())
+        moved += len(true.moves)
+        if true.world.gen_out.any():
+            # The lost machine's bus is solved as PQ: were it still held to its set-point, this would fail.
+            silent = true.world.copy()
+            silent.gen_out[:] = False
+            assert gates._judge([replace(attempt, trajectory=replace(true, world=silent))])[0] > JUDGE_LIMIT_PU
+    assert gone
+    assert opened
+    assert moved
+
+
 def test_the_judge_sees_windows_with_moved_taps_and_outages() -> None:
-    passive = (CASE.load_p == 0) & (CASE.load_q == 0)
-    passive[CASE.gen_bus] = False
-    tap = int(np.flatnonzero(CASE.transformer & (passive[CASE.f_bus] | passive[CASE.t_bus]))[0])
+    tap = int(np.flatnonzero(CASE.transformer)[0])
     line = int(np.flatnonzero(EXECUTOR.grammar.target_mask("line_switch", PLAN))[5])
     assert line != CASE.n_bus + tap
     attempt = _attempt(Event("tap_move", CASE.n_bus + tap, 5, 0, 2, 0), Event("line_switch", line, 8, 0, 2, 0))
@@ -120,6 +204,17 @@ def test_the_judge_sees_windows_with_moved_taps_and_outages() -> None:
     v = attempt.trajectory.v_TN.copy()
     v[12] *= np.exp(1j * 1e-3 * np.arange(CASE.n_bus))
     assert _verdict(_with_voltage(attempt, v)) == "G1"
+
+
+def test_the_world_without_the_hidden_event_is_judged_too() -> None:
+    load = int(np.flatnonzero(EXECUTOR.grammar.target_mask("theft", PLAN))[0])
+    attempt = _attempt(Event("theft", load, 4, 12, 2, 0))
+    assert attempt.unhidden is not None
+    v = attempt.unhidden.v_TN.copy()
+    v[3, 20] *= 1 + 1e-4
+    assert Gates(EXECUTOR, CONFIG)._judge([attempt])[0] < JUDGE_LIMIT_PU
+    spoiled = replace(attempt, unhidden=replace(attempt.unhidden, v_TN=v))
+    assert Gates(EXECUTOR, CONFIG)._judge([spoiled])[0] > JUDGE_LIMIT_PU
 
 
 def test_g2_catches_an_executor_that_does_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:

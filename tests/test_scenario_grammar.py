@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gg_ray.config import ScenarioConfig
+from gg_ray.config import TRAINABLE_CASES, ScenarioConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.records import FAMILIES, FOLDS, Event, Program
 from gg_ray.scenario.grammar import (
     D_EDGES,
     FIRST_ONSET,
+    HIDDEN_FAULT,
     PRIMITIVES,
     SIDES,
     TAIL_SCANS,
@@ -50,10 +51,9 @@ def test_uniform_and_mutated_programs_are_legal_and_keep_to_the_fold(
         program = _program(grammar, events, plan_id)
         grammar.validate(program)
         sides = [PRIMITIVES[e.primitive].side for e in events]
-        assert sides.count("anomalous") <= 1
         assert not {PRIMITIVES[e.primitive].family for e in events} & FOLDS[fold]
-        if family and events and sides[0] == "anomalous":
-            assert first_family(program) == family
+        assert sides.count("anomalous") == (side == "anomalous"), "a program keeps its side, also when it mutates"
+        assert first_family(program) == family or (side == "anomalous" and not family)
         if side == "ordinary":
             assert set(sides) <= {"ordinary"}
         plan_id = (plan_id + 1) % 8  # a mutation may move the program to another plan
@@ -73,10 +73,54 @@ def test_a_held_out_family_is_refused_in_its_fold_and_allowed_for_evaluation(fol
             grammar.validate(_program(grammar, (event,)))
 
 
+@pytest.mark.parametrize(("fold", "masked"), [
+    (0, {"coordinated", "coordinated_trip"}), (1, {"coordinated_trip"}), (2, {"coordinated", "coordinated_trip"}),
+    (3, set()),
+])  # fmt: skip
+def test_a_masked_fault_hides_only_what_the_fold_trains_on(fold: int, masked: set[str]) -> None:
+    """Fold 1 holds out the outage (T2), so A4 hides a trip there; fold 3 holds out A4 itself and T4."""
+    grammar = GRAMMARS["case14", fold]
+    everything = Grammar(load_case("case14"), ScenarioConfig(fold=fold), all_families=True)
+    assert set(grammar.primitives("anomalous")) & HIDDEN_FAULT.keys() == masked
+    assert set(everything.primitives("anomalous", "A4")) == HIDDEN_FAULT.keys()
+    for name in HIDDEN_FAULT.keys() - masked:
+        event = everything.event(name, everything.plan(0), np.random.default_rng(fold))
+        assert event is not None
+        with pytest.raises(GrammarError, match=rf"family \w\d \({name}\) is held out"):
+            grammar.validate(_program(grammar, (event,)))
+
+
 @pytest.mark.parametrize("fold", range(4))
-def test_coordinated_hides_an_outage_only_where_t2_is_trained(fold: int) -> None:
-    names = GRAMMARS["case14", fold].primitives("anomalous")
-    assert ("coordinated" in names) == ("T2" in training_families(fold) and "A4" in training_families(fold))
+@pytest.mark.parametrize("name", TRAINABLE_CASES[:4])
+def test_every_training_family_of_every_fold_has_programs_on_every_grid(name: str, fold: int) -> None:
+    grammar = Grammar(load_case(name), ScenarioConfig(fold=fold))
+    assert grammar.offered() == training_families(fold)
+    for plan_id in range(ScenarioConfig().plans):
+        for family in training_families(fold):
+            body = grammar.uniform(Stratum("anomalous", family, name), plan_id, np.random.default_rng(plan_id))
+            assert PRIMITIVES[body[0].primitive].family == family
+
+
+def test_a_stratum_without_a_primitive_is_refused_and_not_played_as_benign() -> None:
+    grammar = GRAMMARS["case14", 1]
+    for family in FOLDS[1]:
+        with pytest.raises(GrammarError, match=f"anomalous/{family}/case14: it has no primitive"):
+            grammar.uniform(Stratum("anomalous", family, "case14"), 0, np.random.default_rng(0))
+
+
+def test_a_mutated_theft_stays_a_theft_where_the_new_plan_meters_no_load() -> None:
+    grammar = GRAMMARS["case14", 0]
+    theft = grammar.event("theft", grammar.plan(0), np.random.default_rng(0))
+    assert theft is not None
+    plan = grammar.plan(1)
+    blind = replace(plan, index_of=np.full_like(plan.index_of, -1))
+    grammar.plan = lambda plan_id: blind  # type: ignore[method-assign]
+    try:
+        out = grammar.mutate((theft,), 1, np.random.default_rng(0))
+    finally:
+        del grammar.plan
+    assert [PRIMITIVES[event.primitive].family for event in out] == ["T4"]
+    assert out[0].primitive == "undeclared_gen_trip", "the only one of its family that needs no meter"
 
 
 def test_an_unknown_primitive_gets_a_suggestion() -> None:

@@ -80,6 +80,8 @@ class Scene:
     """Noise-free readings of the true world at the installed meters."""
     quiet_h_TM: F64
     """The same in the world without the hidden event (equal to h_TM where there is none)."""
+    load_p_TN: F64
+    """Demand of the true world, p.u."""
     sign: float
     """+1 or -1, seeded by the program."""
     target_d: float

@@ -14,6 +14,7 @@ from dataclasses import replace
 from gg_ray.records import Event
 from gg_ray.scenario import anomalies_data, anomalies_hidden, anomalies_model
 from gg_ray.scenario.alteration import PROBE, Alteration, Maker, Scene
+from gg_ray.scenario.attacks import MAX_LOAD_SHARE
 
 SCALE_LIMIT = (-0.9, 3.0)
 NONLINEAR = (*anomalies_model.PROBED, *anomalies_hidden.PROBED)
@@ -39,4 +40,6 @@ def resize(scene: Scene, event: Event, unit: Alteration, factor: float) -> Alter
     if event.primitive == "scale":
         m = scene.sign * factor
         return replace(bounded, in_bounds=SCALE_LIMIT[0] <= m <= SCALE_LIMIT[1])
+    if event.primitive == "load_redistribution":
+        return replace(bounded, in_bounds=abs(factor) <= MAX_LOAD_SHARE)
     return bounded

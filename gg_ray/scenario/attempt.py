@@ -23,6 +23,8 @@ from gg_ray.scenario.worlds import Readings, World
 class Trajectory:
     """A solved world: states [T, N], noise-free readings [T, M], declarations that describe it truthfully."""
 
+    world: World
+    """What was asked of the power flow: the judge compares the state with it (gate G1)."""
     v_TN: C128
     h_TM: F64
     converged: bool
@@ -65,6 +67,8 @@ class Attempt:
     """Largest effect in units of the materiality limits (gate G3 needs 1)."""
     solves: int
     trajectory: Trajectory | None = None
+    unhidden: Trajectory | None = None
+    """The other solved world where there is one: without the hidden event, or the recorded hour of a replay."""
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -7,7 +7,7 @@ Shapes:  P programs of one grid, T scans, N buses, E branches, M installed meter
 Units:   p.u., rad
 
 One power-flow sweep serves all programs of a call. Twins need no solve of their own except where the hidden cause
-moved the physics (theft, coordinated). Everything random comes from (program.seed, noise seed): same in, same out.
+moved the physics (theft, masked faults). Everything random comes from (program.seed, noise seed): same in, same out.
 """
 
 from __future__ import annotations
@@ -193,8 +193,10 @@ class Executor:
             recorded.load_q *= level
             recorded.gen_p *= level
             job.worlds = [recorded, quiet]
-        elif name == "undeclared_gen_trip":
-            job.lost = lose_unit(self.fleet, quiet, event.target, active_scans(event, scans), rng)
+        elif name in ("undeclared_gen_trip", "coordinated_trip"):
+            true = quiet.copy()
+            job.lost = lose_unit(self.fleet, true, event.target, active_scans(event, scans), rng)
+            job.worlds = [quiet, true] if name == "coordinated_trip" else [true]
         elif name in ("theft", "unmetered_injection"):
             size = self._hidden_load_size(job, event, scans)
             job.lost = -size if name == "theft" else size
@@ -245,7 +247,8 @@ class Executor:
         for index, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
             part = slice(index * scans, (index + 1) * scans)
             trajectory = Trajectory(
-                v_TN=v[part], h_TM=self._readings(v[part], world, plan), converged=bool(converged[part].all()),
+                world=world, v_TN=v[part], h_TM=self._readings(v[part], world, plan),
+                converged=bool(converged[part].all()),
                 split=bool(split[part].any()), status_TE=~world.out, moves=tuple(world.taps),
             )  # fmt: skip
             result.append(trajectory)
@@ -274,5 +277,6 @@ class Executor:
         true, quiet = job.solved[-1], job.solved[0]
         return Scene(
             case=self.case, plan=job.plan, fleet=self.fleet, attacker=self.attacker, linear=self.linear,
-            v_TN=true.v_TN, h_TM=true.h_TM, quiet_h_TM=quiet.h_TM, sign=job.sign, target_d=job.target, lost_p=job.lost,
+            v_TN=true.v_TN, h_TM=true.h_TM, quiet_h_TM=quiet.h_TM,
+            load_p_TN=true.world.load_p, sign=job.sign, target_d=job.target, lost_p=job.lost,
         )  # fmt: skip

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.config import ScenarioConfig
-from gg_ray.grid.ybus import Judge
-from gg_ray.records import F64, Bool, Program
-from gg_ray.scenario.attempt import Attempt
+from gg_ray.grid.ybus import Asked, Judge
+from gg_ray.records import F64, Program
+from gg_ray.scenario.attempt import Attempt, Trajectory
 from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.grammar import first_family, program_hash
-from gg_ray.scenario.worlds import Taps, tap_stretches, with_taps
+from gg_ray.scenario.worlds import tap_stretches
 
-C128 = NDArray[np.complex128]
 GATES = ("G1", "G2", "G3", "G4", "G5", "G6")
 JUDGE_LIMIT_PU = 1e-5
 V_LIMITS_PU = (0.8, 1.2)
@@ -83,30 +82,16 @@ class Gates:
         return verdicts
 
     def _judge(self, attempts: Sequence[Attempt]) -> F64:
-        """[P] largest power-balance residual of each true trajectory, by our own judge and never the solver.
+        """[P] largest deviation of each attempt's solved worlds from the injections and set-points asked for, p.u.
 
-        Loads and line flows are re-derived from V; what is judged is that buses without any injection carry none.
+        By our own judge and never the solver; on the branches and tap ratios in force at each scan.
         """
         out = np.zeros(len(attempts))
-        live = [i for i, a in enumerate(attempts) if a.converged and a.trajectory is not None]
-        if not live:
-            return out
-        case = self.executor.case
-        passive = (case.load_p == 0) & (case.load_q == 0)
-        passive[case.gen_bus] = False
-        if not passive.any():
-            return out
-        groups: dict[Taps, list[tuple[int, C128, Bool]]] = {}
-        for i in live:
-            true = attempts[i].trajectory
-            assert true is not None
-            for when, taps in tap_stretches(true.moves, true.v_TN.shape[0]):
-                groups.setdefault(taps, []).append((i, true.v_TN[when], true.status_TE[when]))
-        for taps, members in groups.items():
-            judge = self.judge if not taps else Judge(with_taps(case, taps))
-            v, status = np.concatenate([v for _, v, _ in members]), np.concatenate([s for _, _, s in members])
-            gap = np.abs(judge.residual(v, np.zeros_like(v), status)[:, passive]).max(axis=1)
-            np.maximum.at(out, np.repeat([i for i, _, _ in members], [len(v) for _, v, _ in members]), gap)
+        for index, attempt in enumerate(attempts):
+            if attempt.converged:
+                for solved in (attempt.trajectory, attempt.unhidden):
+                    if solved is not None:
+                        out[index] = max(out[index], self.judge.worst(solved.v_TN, _asked(solved)).max())
         return out
 
     def _first_failure(self, attempt: Attempt, residual: float, repeats: bool) -> str:
@@ -170,6 +155,16 @@ class Gates:
         self.counters.stopped["G5"] += 1
         self.counters.seen += 1
         return None
+
+
+def _asked(solved: Trajectory) -> Asked:
+    world, scans = solved.world, solved.v_TN.shape[0]
+    stretches = tap_stretches(solved.moves, scans) if solved.moves else []
+    return Asked(
+        load_p_RN=world.load_p, load_q_RN=world.load_q, gen_p_RG=world.gen_p, gen_v_RG=world.gen_v,
+        gen_out_RG=world.gen_out, status_RE=solved.status_TE,
+        taps=[(when, branch, ratio) for when, taps in stretches for branch, ratio in taps],
+    )  # fmt: skip
 
 
 class NoveltyGate:

@@ -106,11 +106,14 @@ def _table() -> dict[str, Primitive]:
         Primitive("partial_fdia", "anomalous", "A3", "load", True, supports=3),
         Primitive("wrong_model_fdia", "anomalous", "A3", "load", True, supports=3),
         Primitive("coordinated", "anomalous", "A4", "line", False, durations=1, supports=3),
+        Primitive("coordinated_trip", "anomalous", "A4", "unit", False, durations=1, supports=3),
     )
     return {row.name: row for row in rows}
 
 
 PRIMITIVES: dict[str, Primitive] = _table()
+HIDDEN_FAULT = {"coordinated": "undeclared_line_outage", "coordinated_trip": "undeclared_gen_trip"}
+"""What a masked fault hides: it may be played only where that fault's family may (selfplay.md, folds, rule 1)."""
 PRIMITIVE_NAMES: tuple[str, ...] = tuple(PRIMITIVES)
 _ANOMALIES = {family: tuple(p.name for p in PRIMITIVES.values() if p.family == family) for family in FAMILIES}
 
@@ -143,8 +146,7 @@ class Grammar:
     """Legal programs of one grid under one configuration.
 
     Invariant: every event from uniform() or mutate() passes validate(); held-out families never appear unless the
-    grammar was built with all_families (evaluation only). `coordinated` hides an outage only
-    where family T2 is allowed.
+    grammar was built with all_families (evaluation only). A masked fault hides only a fault whose family is allowed.
     """
 
     def __init__(
@@ -183,16 +185,20 @@ class Grammar:
         return np.concatenate([np.zeros(self.case.n_bus, dtype=bool), mask])
 
     def primitives(self, side: Side, family: str = "") -> tuple[str, ...]:
-        """Names that may open a program of this stratum, or (for benign sides) any of its events."""
+        """Names that may open a program of this stratum, or (for benign sides) any of its events; empty for none."""
         if side == "anomalous":
-            names = _ANOMALIES[family] if family else tuple(n for f in self.families for n in _ANOMALIES[f])
+            names = tuple(n for f in ((family,) if family else self.families) for n in _ANOMALIES[f])
         else:
             names = tuple(p.name for p in PRIMITIVES.values() if p.side == side)
         return tuple(n for n in names if self._possible(n))
 
+    def offered(self) -> tuple[str, ...]:
+        """Allowed families that have a primitive on this grid."""
+        return tuple(family for family in self.families if self.primitives("anomalous", family))
+
     def _possible(self, name: str) -> bool:
         place = PRIMITIVES[name].place
-        if name == "coordinated" and "T2" not in self.families:
+        if not set(_families_of(name)) <= set(self.families):
             return False
         return place in ("meter", "load_metered") or bool(self._static[place].any())
 
@@ -248,13 +254,21 @@ class Grammar:
         return Event(name, **{slot: int(rng.choice(np.flatnonzero(mask))) for slot, mask in masks.items()})
 
     def uniform(self, stratum: Stratum, plan_id: int, rng: np.random.Generator) -> tuple[Event, ...]:
-        """A uniformly drawn legal program body: first event by side, then up to max_events - 1 followers."""
+        """A uniformly drawn legal program body: first event by side, then up to max_events - 1 followers.
+
+        Raises: GrammarError if no primitive of the stratum has a legal place: an empty body would be another stratum's.
+        """
         plan = self.plan(plan_id)
         events: list[Event] = []
         if stratum.side != "ordinary":
-            first = self._draw(self.primitives(stratum.side, stratum.family), plan, rng)
-            if first is not None:
-                events.append(first)
+            names = self.primitives(stratum.side, stratum.family)
+            first = self._draw(names, plan, rng)
+            if first is None:
+                why = f"none of {', '.join(names)} has a place under plan {plan_id}" if names else "it has no primitive"
+                raise GrammarError(
+                    f"stratum {stratum.key()}: {why}; this grammar offers families {', '.join(self.offered())}"
+                )
+            events.append(first)
         room = self.config.max_events - len(events)
         followers = self.benign_followers(stratum.side)
         for _ in range(int(rng.integers(0, room + 1))):
@@ -275,7 +289,8 @@ class Grammar:
 
         Source: ACCEL, arXiv 2203.01302.
 
-        The new plan may not meter an old place: such slots are redrawn, and an event without any legal place leaves.
+        The new plan may not meter an old place: such slots are redrawn. An event without any legal place leaves; an
+        anomaly is replaced by one of its family, or a mutant would change sides (GrammarError if there is none).
         """
         plan = self.plan(plan_id)
         chosen = int(rng.integers(len(events))) if events else -1
@@ -285,6 +300,7 @@ class Grammar:
             slot = str(rng.choice(sorted(masks))) if index == chosen else ""
             slots = {name: getattr(event, name) for name in masks}
             if not all(mask.any() for mask in masks.values()):
+                out += self._substitute(event, plan, rng)
                 continue
             for name, mask in masks.items():
                 value = slots[name]
@@ -292,6 +308,16 @@ class Grammar:
                     slots[name] = int(rng.choice(np.flatnonzero(mask)))
             out.append(Event(event.primitive, **slots))
         return tuple(out)
+
+    def _substitute(self, event: Event, plan: MeterPlan, rng: np.random.Generator) -> list[Event]:
+        """Another anomaly of the family in place of one that has lost its places; nothing for a benign event."""
+        family = PRIMITIVES[event.primitive].family
+        if not family:
+            return []
+        other = self._draw(self.primitives("anomalous", family), plan, rng)
+        if other is None:
+            raise GrammarError(f"family {family}: no primitive has a place under plan {plan.plan_id}")
+        return [other]
 
     def _masks(self, name: str, plan: MeterPlan) -> dict[str, Bool]:
         """Legal values of every slot of a primitive, by slot name in the order of Event's fields."""
@@ -317,8 +343,9 @@ class Grammar:
             near = difflib.get_close_matches(event.primitive, PRIMITIVE_NAMES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise GrammarError(f"event {index}: unknown primitive {event.primitive!r}{hint}")
-        if primitive.family and primitive.family not in self.families:
-            raise GrammarError(f"event {index}: family {primitive.family} ({event.primitive}) is held out in this fold")
+        for family in _families_of(event.primitive):
+            if family not in self.families:
+                raise GrammarError(f"event {index}: family {family} ({event.primitive}) is held out in this fold")
         for slot, mask in self._masks(event.primitive, plan).items():
             value = getattr(event, slot)
             if not (0 <= value < mask.size and mask[value]):
@@ -327,6 +354,13 @@ class Grammar:
                 raise GrammarError(
                     f"event {index} ({event.primitive}): {slot} {value} is not allowed; choose from {span}"
                 )
+
+
+def _families_of(name: str) -> tuple[str, ...]:
+    """Families that must be allowed for a primitive: its own, and that of the fault it hides."""
+    own = PRIMITIVES[name].family
+    hidden = HIDDEN_FAULT.get(name)
+    return tuple(f for f in (own, PRIMITIVES[hidden].family if hidden else "") if f)
 
 
 @functools.lru_cache(maxsize=512)

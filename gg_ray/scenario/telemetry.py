@@ -18,12 +18,12 @@ from gg_ray.grid.meters import Delivery, deliver, draw_delivery, measure
 from gg_ray.records import F64, TYPES, Bool, Labels, Window
 from gg_ray.scenario.alteration import Alteration
 from gg_ray.scenario.attempt import Attempt, Job, Side, Trajectory
-from gg_ray.scenario.grammar import PRIMITIVES
+from gg_ray.scenario.grammar import HIDDEN_FAULT, PRIMITIVES
 from gg_ray.scenario.worlds import Readings
 
 _DECLARED_TWIN = ("wrong_breaker_status", "undeclared_line_outage", "wrong_tap", "wrong_line_parameter",
-                  "undeclared_gen_trip", "coordinated")  # fmt: skip
-_PHYSICAL_CAUSES = ("undeclared_line_outage", "undeclared_gen_trip", "coordinated")
+                  "undeclared_gen_trip", *HIDDEN_FAULT)  # fmt: skip
+_PHYSICAL_CAUSES = (*HIDDEN_FAULT, *HIDDEN_FAULT.values())
 """Hidden events that are real: the disturbance flag stays visible beside the implausible one."""
 
 
@@ -38,6 +38,7 @@ def finish(case: GridCase, job: Job) -> Attempt:
         program=job.program, context=job.context, plan=job.plan, main=None, twin=None, d_eff=0.0,
         d_target=job.target, converged=converged, split=true.split or quiet.split, in_bounds=True, reachable=True,
         material=np.inf, solves=sum(t.v_TN.shape[0] for t in job.solved), notes=job.notes, trajectory=true,
+        unhidden=quiet if quiet is not true else None,
     )  # fmt: skip
     if not converged:
         return attempt
@@ -63,7 +64,7 @@ def finish(case: GridCase, job: Job) -> Attempt:
 def _altered(case: GridCase, job: Job, change: Alteration, true: Trajectory, severity: float) -> Side:
     mean = true.h_TM.copy()
     shift = np.where(_held(change), 0.0, change.shift_Tc)
-    for column, meter in enumerate(change.meters.tolist()):  # a meter may be listed twice (coordinated)
+    for column, meter in enumerate(change.meters.tolist()):  # a meter may be listed twice (masked faults)
         mean[:, meter] += shift[:, column]
     status, tap, x_scale = true.status_TE.copy(), case.tap.copy(), np.ones(case.n_branch)
     assert job.anomaly is not None
