@@ -109,7 +109,8 @@ class Window:
     z_TM       readings, channels in MeterLayout order, NaN where nothing arrived
     age_TM     scans since the value was last refreshed (0 = fresh)
     status_TE  declared branch status, 1 in service
-    tap_E      declared tap ratio;  x_scale_E declared reactance relative to the published model
+    tap_E      declared tap ratio;  x_scale_E declared length of each branch relative to the published
+               model: one factor on its r, x, g and b
     """
 
     case: str
@@ -169,7 +170,7 @@ class Experience:
     sigma_N2: F32
     """Standard deviation of those readings, inf where absent."""
     param_E3: F32
-    """Declared status at the last scan, declared tap ratio, declared reactance scale."""
+    """Declared status at the last scan, declared tap ratio, declared length scale."""
     labels: Labels
     program: Program
     pair: int

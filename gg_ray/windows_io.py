@@ -6,8 +6,9 @@ Shapes:  T scans, M meters, E branches
 
 One row (or JSON object) is one window. A file names its own meters, so it needs no metering plan of ours:
 case, t0_ns, step_s, channels [M] (full-layout positions), sigma [M], z [T*M] row-major with nulls where nothing
-arrived; optional: age [T*M] (fresh), status [T*E] (all in service), tap [E] and x_scale [E] (as published), moves
-(none; JSON text or a list of [branch, new ratio, first scan]).
+arrived; optional: age [T*M] (fresh), status [T*E] (all in service), tap [E] and x_scale [E] (as published;
+x_scale is the declared length: one factor on r, x, g and b), moves (none; JSON text or a list of [branch, new ratio,
+first scan]).
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def test_one_branch_by_hand() -> None:
     np.testing.assert_allclose(y.ytf[0], -ys / ratio)
     np.testing.assert_allclose(y.ytt[0], ys + 0.02j)
     scaled = branch_admittance(case, tap=np.array([1.0]), x_scale=np.array([2.0]))
-    np.testing.assert_allclose(scaled.ytf[0], -1 / (0.01 + 0.2j) / np.exp(1j * np.pi / 6))
+    np.testing.assert_allclose(scaled.ytf[0], -1 / (0.02 + 0.2j) / np.exp(1j * np.pi / 6))  # a line twice as long
+    np.testing.assert_allclose(scaled.ytt[0], 1 / (0.02 + 0.2j) + 0.04j)
 
 
 def test_a_branch_without_impedance_is_named() -> None:

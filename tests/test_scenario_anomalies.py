@@ -10,8 +10,9 @@ import pytest
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.records import Event, Program
-from gg_ray.scenario.alteration import Unreachable, meters_of
+from gg_ray.scenario.alteration import Scene, Unreachable, materiality_scale, meters_of
 from gg_ray.scenario.anomalies import SCALE_LIMIT, build
+from gg_ray.scenario.anomalies_data import fault_residue
 from gg_ray.scenario.anomalies_model import PARAMETER_LIMIT, TAP_LIMIT
 from gg_ray.scenario.attacks import MAX_LOAD_SHARE
 from gg_ray.scenario.attempt import Attempt
@@ -85,16 +86,112 @@ def test_swapped_meters_exchange_their_values() -> None:
     np.testing.assert_allclose(attempt.main.mean_TM[4:, touched], attempt.twin.mean_TM[4:, touched[::-1]])
 
 
+def _held_meters(attempt: Attempt) -> np.ndarray:
+    assert attempt.main is not None
+    return np.concatenate([meters for meters, _ in attempt.main.readings.holds])
+
+
 def test_a_frozen_meter_repeats_its_last_reading_with_its_noise() -> None:
     event = Event("freeze", BUS, 6, 0, 1, 0)
     attempt = _run(event)
     window, twin = EXECUTOR.realise(attempt, 1)
-    meter = _meter(event)
+    (meter,) = _held_meters(attempt).tolist()
     assert twin is not None
+    assert attempt.main is not None
     arrived = window.z_TM[5:14, meter]
     assert np.unique(arrived[np.isfinite(arrived)]).size == 1
     assert np.unique(twin.z_TM[5:14, meter][np.isfinite(twin.z_TM[5:14, meter])]).size > 4
     np.testing.assert_array_equal(np.delete(window.z_TM, meter, axis=1), np.delete(twin.z_TM, meter, axis=1))
+    bus, branch = PLAN.layout.owner()
+    channel = PLAN.channels[meter]
+    labels = attempt.main.labels
+    assert labels.node_N[bus[channel]] if bus[channel] >= 0 else labels.edge_E[branch[channel]]
+
+
+@pytest.mark.parametrize("name", ["freeze", "time_skew"])
+def test_a_held_reading_is_as_material_as_its_meter_has_moved(name: str) -> None:
+    """Gate G3 looks at how far the held value lies off, not at how long it is held."""
+    limits = materiality_scale(CASE.name)[PLAN.channels]
+    seen = []
+    for bus in METERED[PLAN.index_of[3 * N + METERED] < 0][:8].tolist():
+        attempt = _run(Event(name, bus, 8, 9 if name == "time_skew" else 0, 1, 0), seed=bus)
+        assert attempt.twin is not None
+        assert attempt.main is not None
+        ((meters, source),) = attempt.main.readings.holds
+        h = attempt.twin.mean_TM[:, meters]
+        off = (np.abs(h[source] - h) / limits[meters]).max()
+        assert attempt.material == pytest.approx(off)
+        seen.append(off)
+    assert len(set(seen)) > 3
+
+
+def test_a_frozen_meter_is_the_one_nearby_that_moves_most() -> None:
+    event = Event("freeze", BUS, 6, 0, 1, 0)
+    attempt = _run(event)
+    assert attempt.twin is not None
+    h, (meter,) = attempt.twin.mean_TM, _held_meters(attempt).tolist()
+    off = np.abs(h[5] - h[6:14]).max(axis=0) / materiality_scale(CASE.name)[PLAN.channels]
+    own = PLAN.at(PLAN.layout.bus_channels(BUS))
+    assert off[meter] >= off[own].max()
+    assert off[meter] == pytest.approx(attempt.material)
+
+
+def test_fault_values_stay_after_the_fault_has_cleared() -> None:
+    event = Event("hv_fault_residue", BUS, 6, 12, 1, 0)
+    attempt = _run(event)
+    window, twin = EXECUTOR.realise(attempt, 1)
+    assert twin is not None
+    assert attempt.main is not None
+    meters = np.sort(_held_meters(attempt))
+    np.testing.assert_array_equal(meters, np.sort(PLAN.at(PLAN.layout.bus_channels(BUS))))
+    for meter in meters.tolist():
+        held = window.z_TM[6:10, meter]
+        if PLAN.period[meter] == 1:
+            assert np.unique(held[np.isfinite(held)]).size == 1
+    assert np.array_equal(np.delete(window.z_TM, meters, axis=1), np.delete(twin.z_TM, meters, axis=1), equal_nan=True)
+    assert np.array_equal(window.z_TM[:6], twin.z_TM[:6], equal_nan=True)
+    assert np.array_equal(window.z_TM[14:], twin.z_TM[14:], equal_nan=True)
+    voltage = int(PLAN.index_of[BUS])
+    assert _change(attempt)[6, voltage] < 0, "a fault lowers the voltage"
+    assert attempt.main.status_TE.all(), "it has cleared: the grid itself is as it was"
+    np.testing.assert_array_equal(attempt.main.state_TN, attempt.twin.state_TN)  # type: ignore[union-attr]
+
+
+def test_a_closer_fault_dips_deeper() -> None:
+    dips = []
+    for support in (0, 2):
+        scene = _scene(Event("hv_fault_residue", BUS, 6, 12, 1, support))
+        change = fault_residue(scene, Event("hv_fault_residue", BUS, 6, 12, 1, support), 0.5)
+        dips.append(change.shift_Tc[6, change.meters.tolist().index(int(PLAN.index_of[BUS]))])
+        assert change.in_bounds
+    assert dips[0] < dips[1] < 0
+    assert dips[0] < -0.2
+    assert not fault_residue(scene, Event("hv_fault_residue", BUS, 6, 12, 1, 0), 1.2).in_bounds
+
+
+def _scene(event: Event) -> Scene:
+    caught: list[Scene] = []
+    ordinary = EXECUTOR._scene
+    EXECUTOR._scene = lambda job: caught.append(ordinary(job)) or caught[-1]  # type: ignore[func-returns-value,method-assign]
+    try:
+        _run(event)
+    finally:
+        del EXECUTOR._scene
+    return caught[0]
+
+
+def test_a_change_of_noise_class_goes_both_ways_and_stays_plausible() -> None:
+    spread = {}
+    for onset in (2, 3):
+        attempt = _run(Event("noise_class_change", BUS, onset, 0, 2, 0))
+        assert attempt.main is not None
+        ((meters, factor),) = attempt.main.readings.noise
+        assert meters.tolist() == [_meter(Event("bias", BUS, 4, 0, 0, 0))]
+        assert (factor[:onset] == 1).all()
+        spread[onset] = float(factor[onset])
+        k, scans = spread[onset], 48
+        assert np.sqrt(scans * (k * k - 1 - 2 * np.log(k))) < ScenarioConfig().d_min
+    assert spread[2] < 1 < spread[3]
 
 
 def test_inflated_noise_is_louder_around_the_same_mean() -> None:

@@ -101,8 +101,9 @@ def test_declared_parameters_reach_the_physics_and_leave_the_case_untouched() ->
     phys = collate([item], {"a": static}).edge_phys.numpy()
     np.testing.assert_array_equal(phys[:, 5], item.param_E3[:, 0])
     np.testing.assert_array_equal(phys[:, 3], item.param_E3[:, 1])
-    np.testing.assert_allclose(phys[:, 1], before[:, 1] * item.param_E3[:, 2], rtol=1e-6)
-    np.testing.assert_array_equal(phys[:, [0, 2, 4]], before[:, [0, 2, 4]])
+    # a declared length: r, x and b by one factor
+    np.testing.assert_allclose(phys[:, :3], before[:, :3] * item.param_E3[:, 2:], rtol=1e-6)
+    np.testing.assert_array_equal(phys[:, 4], before[:, 4])
     np.testing.assert_array_equal(static.edge_phys_base, before)
 
 

@@ -37,7 +37,7 @@ _RATED_V = 1e5
 _ABSENT_SIGMA = 1e4
 """Sigma of a reading that did not arrive, p.u. Not infinite: power-grid-model drops P with Q if one of them is."""
 _MAX_MODELS = 8
-"""Grid models kept for declared taps or reactances other than the published ones."""
+"""Grid models kept for declared taps or line lengths other than the published ones."""
 
 
 def scada_plan(plan: MeterPlan) -> MeterPlan:
@@ -196,8 +196,8 @@ class PgmEstimator:
         branch = initialize_array("input", "generic_branch", e)
         branch["id"], branch["from_node"], branch["to_node"] = n + np.arange(e), case.f_bus, case.t_bus
         branch["from_status"] = branch["to_status"] = 1
-        branch["r1"], branch["x1"] = case.r * z_ohm, case.x * x_scale_E * z_ohm
-        branch["g1"], branch["b1"] = case.g / z_ohm, case.b / z_ohm
+        branch["r1"], branch["x1"] = case.r * x_scale_E * z_ohm, case.x * x_scale_E * z_ohm
+        branch["g1"], branch["b1"] = case.g * x_scale_E / z_ohm, case.b * x_scale_E / z_ohm
         branch["k"], branch["theta"] = tap_E, case.shift
         source = initialize_array("input", "source", 1)
         source["id"], source["node"] = self._first_generator + case.slack, case.slack

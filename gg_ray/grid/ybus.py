@@ -36,18 +36,18 @@ class BranchAdmittance:
 
 
 def branch_admittance(case: GridCase, tap: F64 | None = None, x_scale: F64 | None = None) -> BranchAdmittance:
-    """Pi-model admittances, optionally with declared taps or reactances instead of the case's own.
+    """Pi-model admittances, optionally with declared taps or line lengths instead of the case's own.
 
-    Args:   tap [E] ratio; x_scale [E] factor on the series reactance
+    Args:   tap [E] ratio; x_scale [E] factor on r, x, g and b together: a line of another length
     Raises: CaseError if a branch has zero impedance.   Source: MATPOWER manual eq. 3.2
     """
-    x = case.x if x_scale is None else case.x * x_scale
-    z = (case.r + 1j * x).astype(np.complex128)
+    length = 1.0 if x_scale is None else x_scale
+    z = ((case.r + 1j * case.x) * length).astype(np.complex128)
     if np.any(z == 0):
         dead = int(np.flatnonzero(z == 0)[0])
         raise CaseError(f"{case.name}: branch {dead} ({case.branch_names[dead]}) has r = x = 0; merge its buses")
     ys = 1.0 / z
-    shunt = 0.5 * (case.g + 1j * case.b)
+    shunt = 0.5 * (case.g + 1j * case.b) * length
     ratio = (case.tap if tap is None else tap) * np.exp(1j * case.shift)
     ytt = np.asarray(ys + shunt, dtype=np.complex128)
     return BranchAdmittance(yff=ytt / (ratio * ratio.conj()), yft=-ys / ratio.conj(), ytf=-ys / ratio, ytt=ytt)

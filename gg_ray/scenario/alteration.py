@@ -11,15 +11,17 @@ declared model predicts wrongly although the readings are true (topology and par
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gg_ray.grid.cases import GridCase
+from gg_ray.grid.cases import GridCase, load_case
 from gg_ray.grid.estimation import Innovation, LinearFlow
-from gg_ray.grid.meters import MeterPlan
+from gg_ray.grid.faults import FaultModel
+from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.records import F64, I64, Event
 from gg_ray.scenario.attacks import Attacker
 from gg_ray.scenario.worlds import Fleet, Readings, active_scans
@@ -36,7 +38,7 @@ class Alteration:
     meters [c], shift_Tc   change of the telemetered mean
     model_Tc               what the declared model mispredicts on the same meters (true reading minus prediction)
     pseudo [k], u_Tk       the same on the injection pseudo-measurements
-    extra_d2               detectability beyond the mean (noise, frozen values), 2 x Kullback-Leibler
+    extra_d2               detectability by noise or by copied values; d_eff takes the larger of it and the mean's
     sized                  shift, model and u scale with one magnitude
     """
 
@@ -52,6 +54,7 @@ class Alteration:
     sized: bool = True
     extra_d2: float = 0.0
     readings: Readings = field(default_factory=Readings)
+    """Held readings and noise; shift_Tc is added only where a reading is its own scan's."""
     open_branch: int | None = None
     """Branch declared open although closed, from start to stop."""
     tap: tuple[int, float] | None = None
@@ -75,6 +78,7 @@ class Scene:
     fleet: Fleet
     attacker: Attacker
     linear: LinearFlow
+    faults: FaultModel
     v_TN: C128
     h_TM: F64
     """Noise-free readings of the true world at the installed meters."""
@@ -87,6 +91,19 @@ class Scene:
     target_d: float
     lost_p: float = 0.0
     """Output lost by an undeclared generator trip, p.u."""
+
+
+@functools.lru_cache(maxsize=16)
+def materiality_scale(case_name: str) -> F64:
+    """[F] materiality limit of each channel, p.u."""
+    case = load_case(case_name)
+    n = case.n_bus
+    base = measure(case, case.v0[None])[0]
+    typical = float(np.median(case.load_p[case.load_p > 0.01])) if (case.load_p > 0.01).any() else 0.1
+    peak = np.maximum(np.maximum(np.abs(case.load_p), np.abs(base[n : 2 * n])), 0.5 * typical)
+    flow = 0.02 * np.maximum(case.rate, 0.05)
+    angle = np.full(n, np.deg2rad(0.25))
+    return np.concatenate([np.full(n, 0.005), 0.02 * peak, 0.02 * peak, angle, flow, flow, flow, flow])
 
 
 Maker = Callable[[Scene, Event], Alteration]

@@ -17,7 +17,7 @@ from gg_ray.scenario.alteration import PROBE, Alteration, Maker, Scene
 from gg_ray.scenario.attacks import MAX_LOAD_SHARE
 
 SCALE_LIMIT = (-0.9, 3.0)
-NONLINEAR = (*anomalies_model.PROBED, *anomalies_hidden.PROBED)
+NONLINEAR = (*anomalies_data.PROBED, *anomalies_model.PROBED, *anomalies_hidden.PROBED)
 """Sized primitives for which `resize` is exact only at the size that was asked for."""
 _MAKERS: dict[str, Maker] = {**anomalies_data.MAKERS, **anomalies_model.MAKERS, **anomalies_hidden.MAKERS}
 
@@ -32,6 +32,8 @@ def build(scene: Scene, event: Event) -> Alteration:
 
 def resize(scene: Scene, event: Event, unit: Alteration, factor: float) -> Alteration:
     """The alteration at `factor` times its unit size, exact where the family is nonlinear in its size."""
+    if event.primitive in anomalies_data.PROBED:
+        return anomalies_data.fault_residue(scene, event, PROBE * factor)
     if event.primitive in anomalies_model.PROBED:
         return anomalies_model.redeclare(scene, event, factor)
     if event.primitive in anomalies_hidden.PROBED:

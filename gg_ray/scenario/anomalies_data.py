@@ -9,21 +9,33 @@ Units:   p.u., rad
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtri_exp
 
-from gg_ray.grid.meters import STALE_RATE, MeterPlan
+from gg_ray.grid.meters import STALE_RATE, MeterPlan, measure
 from gg_ray.records import I64, Event
 from gg_ray.scenario.alteration import (
+    PROBE,
     Alteration,
     Maker,
     Scene,
     Unreachable,
     active_shape,
     false_readings,
+    materiality_scale,
     meters_at,
     meters_of,
     owners,
 )
 from gg_ray.scenario.worlds import Readings
+
+ALLOWED_REPEATS = 2
+"""Repeats of one value that `stale_meter` may make: no evidence of a fault."""
+
+
+PROBED = ("hv_fault_residue",)
+"""Primitives whose effect is not proportional to their size: `fault_residue` gives the exact one."""
+CANDIDATES = 16
+"""Meters among which a held one is chosen (selfplay.md, section 5: among <= 16 candidate targets)."""
 
 
 def _sign_flip(scene: Scene, event: Event) -> Alteration:
@@ -50,10 +62,11 @@ def _time_skew(scene: Scene, event: Event) -> Alteration:
     if event.target < plan.n_bus and plan.index_of[3 * plan.n_bus + event.target] >= 0:
         meters = plan.at(np.array([3 * plan.n_bus + event.target]))
         return false_readings(scene, event, meters, scene.sign * plan.sigma[meters] * shape[:, None], when)
-    meters = meters_at(plan, event.target)
     source = _lagged(scene.h_TM.shape[0], when, event.support + 3)
-    shift = scene.h_TM[source][:, meters] - scene.h_TM[:, meters]
-    return false_readings(scene, event, meters, shift, when, sized=False, readings=Readings(holds=[(meters, source)]))
+    bus, branch = plan.layout.owner()
+    channel = plan.channels[_liveliest(scene, event, source)[0]]
+    place = int(bus[channel]) if bus[channel] >= 0 else plan.n_bus + int(branch[channel])
+    return _held(scene, event, meters_at(plan, place), source, when)
 
 
 def _lagged(scans: int, when: slice, lag: int) -> I64:
@@ -104,17 +117,54 @@ def _kind(plan: MeterPlan, channels: I64) -> I64:
 
 
 def _freeze(scene: Scene, event: Event) -> Alteration:
-    """The last value repeats. Each repeat beyond the two that are an allowed nuisance adds log(1 / stale rate)."""
+    """The last value repeats, of the meter nearby that moves most meanwhile."""
     when, _ = active_shape(scene, event)
-    meters = meters_of(scene.plan, event)
     source = np.arange(scene.h_TM.shape[0])
     source[when] = when.start - 1
+    return _held(scene, event, _liveliest(scene, event, source)[:1], source, when)
+
+
+def _liveliest(scene: Scene, event: Event, source: I64) -> I64:
+    """The CANDIDATES meters nearest to the target, those first whose held readings come to lie furthest off.
+
+    Where nothing moves, a held value harms nobody (gate G3), and in a quarter of an hour most meters hardly move.
+    """
+    case, plan = scene.case, scene.plan
+    bus, branch = plan.layout.owner()
+    at = np.where(bus >= 0, bus, case.f_bus[branch])[plan.channels]
+    centre = event.target if event.target < case.n_bus else int(case.f_bus[event.target - case.n_bus])
+    near = np.argsort(scene.fleet.near.hops(centre)[at], kind="stable")[:CANDIDATES]
+    moved = np.abs(scene.h_TM[source][:, near] - scene.h_TM[:, near]).max(axis=0)
+    return np.asarray(near[np.argsort(-moved / materiality_scale(case.name)[plan.channels[near]], kind="stable")])
+
+
+def _held(scene: Scene, event: Event, meters: I64, source: I64, when: slice) -> Alteration:
+    """Readings of other scans with their noise (source [T]): told by how far they lie off and by being copies."""
     shift = scene.h_TM[source][:, meters] - scene.h_TM[:, meters]
-    repeats = max(0, when.stop - when.start - 2)
     return false_readings(
-        scene, event, meters, shift, when, sized=False, extra_d2=2.0 * repeats * np.log(1.0 / STALE_RATE) / 4.0,
-        readings=Readings(holds=[(meters, source)]),
+        scene, event, meters, shift, when, sized=False, where=owners(scene.plan, meters),
+        extra_d2=repeat_d2(_repeats(scene.plan, meters, source)), readings=Readings(holds=[(meters, source)]),
     )  # fmt: skip
+
+
+def _repeats(plan: MeterPlan, meters: I64, source: I64) -> int:
+    """Delivered readings that a meter has delivered before, beyond ALLOWED_REPEATS each."""
+    scans = np.arange(source.size)
+    count = 0
+    for meter in meters.tolist():
+        polled = source[(scans + plan.phase[meter]) % plan.period[meter] == 0]
+        count += max(0, polled.size - np.unique(polled).size - ALLOWED_REPEATS)
+    return count
+
+
+def repeat_d2(repeats: int, rate: float = STALE_RATE) -> float:
+    """d^2 of `repeats` readings that are bit for bit older ones, where each may be one with probability `rate` anyway.
+
+    The best test calls a copying meter wherever all of them are copies: it never misses one, and a healthy meter looks
+    so with probability rate^n. Its balanced accuracy 1 - rate^n / 2 is that of two unit normals d apart, p* = Phi(d/2)
+    (selfplay.md, section 9), hence d = -2 Phi^-1(rate^n / 2); for many repeats d^2 tends to 8 n ln(1 / rate).
+    """
+    return float(4.0 * ndtri_exp(repeats * np.log(rate) - np.log(2.0)) ** 2)
 
 
 def _noise_inflation(scene: Scene, event: Event) -> Alteration:
@@ -143,18 +193,33 @@ def _spike(scene: Scene, event: Event) -> Alteration:
     return false_readings(scene, event, meters, shift, slice(at, at + 1))
 
 
-def _hv_fault_residue(scene: Scene, event: Event) -> Alteration:
-    """Fault-interval values (low voltage, high flow) persist in one RTU after the fault has cleared."""
-    when, shape = active_shape(scene, event)
-    plan = scene.plan
+def fault_residue(scene: Scene, event: Event, size: float = PROBE) -> Alteration:
+    """The values of a fault interval stay in one RTU after the fault has cleared: low voltage, high flows, held.
+
+    Support 0, 1, 2: the fault was at the RTU's own bus or that many hops away. The size is its depth (1 is bolted),
+    that is its resistance; the state meanwhile is the linear one of grid.faults on the state of the onset scan.
+    """
+    case, plan = scene.case, scene.plan
+    when, _ = active_shape(scene, event)
     meters = meters_at(plan, event.target)
-    voltage = plan.channels[meters] < plan.n_bus
-    level = np.where(voltage, -1.0, np.sign(scene.h_TM[when.start, meters] + 1e-12))
-    return false_readings(scene, event, meters, shape[:, None] * level * plan.sigma[meters], when)
+    here = event.target if event.target < case.n_bus else int(case.f_bus[event.target - case.n_bus])
+    hops = scene.fleet.near.hops(here)
+    faulted = int(np.flatnonzero(hops == min(event.support, int(hops.max())))[0])
+    before = scene.v_TN[when.start]
+    pair = np.stack([scene.faults.during(before, faulted, min(size, 1.0)), before])
+    dip = np.subtract(*measure(case, pair)[:, plan.channels[meters]])
+    shift = np.zeros((scene.h_TM.shape[0], meters.size))
+    shift[when] = scene.h_TM[when.start, meters] + dip - scene.h_TM[when][:, meters]
+    source = np.arange(shift.shape[0])
+    source[when] = when.start
+    return false_readings(
+        scene, event, meters, shift, when, extra_d2=repeat_d2(_repeats(plan, meters, source)), in_bounds=size <= 1.0,
+        readings=Readings(holds=[(meters, source)]),
+    )  # fmt: skip
 
 
 MAKERS: dict[str, Maker] = {
     "sign_flip": _sign_flip, "unit_error": _unit_error, "time_skew": _time_skew, "bias": _bias, "drift": _drift,
     "scale": _scale, "meter_swap": _meter_swap, "freeze": _freeze, "noise_inflation": _noise_inflation, "spike": _spike,
-    "hv_fault_residue": _hv_fault_residue,
+    "hv_fault_residue": fault_residue,
 }  # fmt: skip

@@ -140,7 +140,7 @@ def _area_meters(scene: Scene, buses: I64) -> I64:
 def injection(scene: Scene, event: Event, size: float = PROBE) -> Alteration:
     """FDIA family: a = h(x') - h(x) with x' solved inside the area, boundary voltages held.
 
-    partial_fdia rewrites three meters in four; wrong_model_fdia computes its injection with wrong reactances.
+    partial_fdia rewrites three meters in four; wrong_model_fdia computes its injection with wrong line lengths.
     """
     case, plan = scene.case, scene.plan
     when = active_scans(event, scene.h_TM.shape[0])
@@ -179,7 +179,7 @@ def _fdia_place(plan: MeterPlan, area: Area, meters: I64) -> dict[str, tuple[int
 
 
 def _attacker_model(case: GridCase, sign: float) -> BranchAdmittance:
-    """Branch admittances with every reactance off by +-8 % in a fixed pattern: what a poorly informed attacker has."""
+    """Branch admittances with every line length off by +-8 % in a fixed pattern: a poorly informed attacker's."""
     wobble = 1.0 + 0.08 * np.where((np.arange(case.n_branch) * 2654435761 >> 7) % 2 == 0, sign, -sign)
     return branch_admittance(case, x_scale=wobble)
 

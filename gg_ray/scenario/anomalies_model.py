@@ -1,4 +1,4 @@
-"""Families in which the readings are true and the declared model is wrong: breaker status, outage, tap, reactance.
+"""Families in which the readings are true and the declared model is wrong: breaker status, outage, tap, line length.
 
 Flow:    scenario.alteration (Scene) -> [anomalies_model] -> scenario.anomalies
 Source:  selfplay.md, section 5 (families T1 to T3); docs/physics.md (recipes)
@@ -47,6 +47,7 @@ def _wrong_tap(scene: Scene, event: Event) -> Alteration:
 
 
 def _wrong_line_parameter(scene: Scene, event: Event) -> Alteration:
+    """Declared r, x and charging all off by one factor: a wrong length, or another circuit's entry."""
     branch = event.target - scene.case.n_bus
     return _declared(scene, event, branch, x_scale=1.0 + scene.sign * PROBE)
 
@@ -60,7 +61,7 @@ def _declared(scene: Scene, event: Event, branch: int, tap: float | None = None,
 
 
 def redeclare(scene: Scene, event: Event, factor: float) -> Alteration:
-    """A wrong tap or reactance at `factor` times the probe, exact and inside its limits."""
+    """A wrong tap or line length at `factor` times the probe, exact and inside its limits."""
     branch = event.target - scene.case.n_bus
     m = scene.sign * PROBE * factor
     tap_kind = event.primitive == "wrong_tap"
@@ -106,15 +107,15 @@ def _mismatch(scene: Scene, branch: int, when: slice, true: F64, predicted: F64,
 
 def _end_powers(case: GridCase, v_TN: C128, branch: int, tap: float | None = None, x_scale: float = 1.0) -> F64:
     """[T, 4] powers entering one branch for its own or a declared model."""
-    one = _single(case, branch, tap, x_scale)
-    s_f, s_t = branch_flows(one, v_TN, branch_admittance(one))
+    one = _single(case, branch, tap)
+    s_f, s_t = branch_flows(one, v_TN, branch_admittance(one, x_scale=np.array([x_scale])))
     return np.concatenate([s_f.real, s_f.imag, s_t.real, s_t.imag], axis=1)
 
 
-def _single(case: GridCase, branch: int, tap: float | None, x_scale: float) -> GridCase:
+def _single(case: GridCase, branch: int, tap: float | None) -> GridCase:
     pick = slice(branch, branch + 1)
     return replace(
-        case, f_bus=case.f_bus[pick], t_bus=case.t_bus[pick], r=case.r[pick], x=case.x[pick] * x_scale,
+        case, f_bus=case.f_bus[pick], t_bus=case.t_bus[pick], r=case.r[pick], x=case.x[pick],
         g=case.g[pick], b=case.b[pick], tap=case.tap[pick] if tap is None else np.array([tap]), shift=case.shift[pick],
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.estimation import Detectability, LinearFlow
+from gg_ray.grid.faults import FaultModel
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.grid.powerflow import PowerFlow
 from gg_ray.grid.ybus import branch_admittance
@@ -95,6 +96,7 @@ class Executor:
         self.attacker = Attacker(case)
         self.linear = LinearFlow(case)
         self._admittance = branch_admittance(case)
+        self.faults = FaultModel(case)
         self._flow = PowerFlow(case, tol_pu=SOLVER_TOL_PU, start_N=_typical_state(case))
         self._tapped: OrderedDict[Taps, PowerFlow] = OrderedDict()
         self._detect: dict[int, Detectability] = {}
@@ -277,6 +279,7 @@ class Executor:
         true, quiet = job.solved[-1], job.solved[0]
         return Scene(
             case=self.case, plan=job.plan, fleet=self.fleet, attacker=self.attacker, linear=self.linear,
+            faults=self.faults,
             v_TN=true.v_TN, h_TM=true.h_TM, quiet_h_TM=quiet.h_TM,
             load_p_TN=true.world.load_p, sign=job.sign, target_d=job.target, lost_p=job.lost,
         )  # fmt: skip

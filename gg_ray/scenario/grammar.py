@@ -85,7 +85,7 @@ def _table() -> dict[str, Primitive]:
         Primitive("drift", "anomalous", "S2", "meter", True, durations=1, supports=3),
         Primitive("scale", "anomalous", "S3", "meter", True, supports=3),
         Primitive("meter_swap", "anomalous", "S3", "meter", False, supports=3),
-        Primitive("freeze", "anomalous", "S4", "meter", False, supports=3),
+        Primitive("freeze", "anomalous", "S4", "meter", False),
         Primitive("noise_inflation", "anomalous", "S4", "meter", True, supports=3),
         Primitive("spike", "anomalous", "S4", "meter", True, durations=1, supports=3),
         # topology

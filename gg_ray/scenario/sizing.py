@@ -88,7 +88,7 @@ def _measure_d(detect: Detectability, jobs: list[Job], scans: int) -> None:
     squared = detect.squared([change.innovation() for change in seen], scans)
     for job, change, value in zip(jobs, seen, squared, strict=True):
         job.mean_d2 = float(value)
-        job.d_eff = float(np.sqrt(value + change.extra_d2))
+        job.d_eff = float(np.sqrt(max(value, change.extra_d2)))
 
 
 def _delivered(change: Alteration, readings: Readings) -> Alteration:
@@ -106,11 +106,15 @@ def _delivered(change: Alteration, readings: Readings) -> Alteration:
 
 
 def _rescale(job: Job, physical: bool) -> bool:
-    """Move a sized alteration towards its target; True if it changed. Linear families are exact at once."""
+    """Move a sized alteration towards its target; True if it changed. Linear families are exact at once.
+
+    What the mean shift shows is sized; what copied readings show beside it is not a matter of size.
+    """
     unit, event = job.alteration, job.anomaly
     if unit is None or event is None or job.scene is None or not unit.sized or job.done:
         return False
-    if not unit.in_bounds and job.d_eff <= job.target:
+    reached = float(np.sqrt(job.mean_d2))
+    if not unit.in_bounds and reached <= job.target:
         return False  # only a smaller size can come back inside its bounds
     if physical:
         job.factor, job.done = physical_size(event), True
@@ -120,10 +124,10 @@ def _rescale(job: Job, physical: bool) -> bool:
             job.notes.append("no meter sees it")
             job.d_eff = 0.0
             return False
-        if job.factor != 0.0 and abs(job.d_eff / job.target - 1) < 0.1:
+        if job.factor != 0.0 and abs(reached / job.target - 1) < 0.1:
             return False
         base = job.factor if job.factor != 0.0 else 1.0
-        job.factor = base * job.target / job.d_eff
+        job.factor = base * job.target / reached
     job.alteration = anomalies.resize(job.scene, event, unit, job.factor)
     if event.primitive not in anomalies.NONLINEAR:
         job.d_eff = float(np.sqrt(job.mean_d2) * abs(job.factor))

@@ -9,14 +9,13 @@ Units:   p.u., rad
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
-from gg_ray.grid.cases import GridCase, load_case
-from gg_ray.grid.meters import Delivery, deliver, draw_delivery, measure
-from gg_ray.records import F64, TYPES, Bool, Labels, Window
+from gg_ray.grid.cases import GridCase
+from gg_ray.grid.meters import Delivery, deliver, draw_delivery
+from gg_ray.records import F64, TYPES, Labels, Window
 from gg_ray.scenario.alteration import Alteration
+from gg_ray.scenario.alteration import materiality_scale as materiality_scale  # asked for here by selfplay.players
 from gg_ray.scenario.attempt import Attempt, Job, Side, Trajectory
 from gg_ray.scenario.grammar import HIDDEN_FAULT, PRIMITIVES
 from gg_ray.scenario.worlds import Readings
@@ -63,7 +62,7 @@ def finish(case: GridCase, job: Job) -> Attempt:
 
 def _altered(case: GridCase, job: Job, change: Alteration, true: Trajectory, severity: float) -> Side:
     mean = true.h_TM.copy()
-    shift = np.where(_held(change), 0.0, change.shift_Tc)
+    shift = _fresh(change)
     for column, meter in enumerate(change.meters.tolist()):  # a meter may be listed twice (masked faults)
         mean[:, meter] += shift[:, column]
     status, tap, x_scale = true.status_TE.copy(), case.tap.copy(), np.ones(case.n_branch)
@@ -90,12 +89,13 @@ def _altered(case: GridCase, job: Job, change: Alteration, true: Trajectory, sev
     return Side(mean, status, tap, x_scale, true.moves, readings, true.v_TN, labels)
 
 
-def _held(change: Alteration) -> Bool:
-    """[c] meters whose shift comes from held readings: it must not be added to the mean a second time."""
-    held = np.zeros(change.meters.size, dtype=bool)
-    for meters, _ in change.readings.holds:
-        held |= np.isin(change.meters, meters)
-    return held
+def _fresh(change: Alteration) -> F64:
+    """[T, c] shift of readings of their own scan: what comes from held ones must not be added a second time."""
+    shift = change.shift_Tc.copy()
+    for meters, source in change.readings.holds:
+        held = source != np.arange(source.size)
+        shift[np.ix_(held, np.isin(change.meters, meters))] = 0.0
+    return shift
 
 
 def _twin(case: GridCase, job: Job, true: Trajectory, quiet: Trajectory, severity: float) -> Side:
@@ -134,27 +134,12 @@ def _material(case: GridCase, job: Job, change: Alteration) -> float:
     spread = 0.0
     for meters, factor in change.readings.noise:
         spread = max(spread, float((plan.sigma[meters] * factor.max() / scale[plan.channels[meters]]).max()))
-    if any(meters.size for meters, _ in change.readings.holds):
-        spread = max(spread, 1.0 if change.stop - change.start >= 4 else 0.0)
     seen = float((effect / scale[plan.channels[change.meters]]).max()) if change.meters.size else 0.0
     n = case.n_bus
     hidden = np.abs(change.u_Tk).max(axis=0, initial=0.0)
     pseudo_channel = np.where(change.pseudo < n, n + change.pseudo, 2 * n + change.pseudo - n)
     unseen = float((hidden / scale[pseudo_channel]).max()) if change.pseudo.size else 0.0
     return max(seen, unseen, spread)
-
-
-@functools.lru_cache(maxsize=16)
-def materiality_scale(case_name: str) -> F64:
-    """[F] materiality limit of each channel, p.u."""
-    case = load_case(case_name)
-    n = case.n_bus
-    base = measure(case, case.v0[None])[0]
-    typical = float(np.median(case.load_p[case.load_p > 0.01])) if (case.load_p > 0.01).any() else 0.1
-    peak = np.maximum(np.maximum(np.abs(case.load_p), np.abs(base[n : 2 * n])), 0.5 * typical)
-    flow = 0.02 * np.maximum(case.rate, 0.05)
-    angle = np.full(n, np.deg2rad(0.25))
-    return np.concatenate([np.full(n, 0.005), 0.02 * peak, 0.02 * peak, angle, flow, flow, flow, flow])
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

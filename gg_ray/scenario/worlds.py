@@ -32,6 +32,9 @@ LOAD_RHO = 0.9
 EPISODE_SCANS = 12
 """Length of a lasting anomaly on a timeline: below 1 % of a day of one-minute scans."""
 LONGEST_WINDOW = max(WINDOW_SCANS)
+NOISE_FACTORS = (0.75, 1.25)
+"""A meter re-calibrated to a better or a worse class. A Window carries no sigma, so the change stays within what is
+plausible without being told: over 48 scans n (k^2 - 1 - 2 ln k) gives d = 2.6 and 2.4, below d_min."""
 _PARTNERS = 3
 Taps = tuple[tuple[int, float], ...]
 """Branches whose ratio differs from the published one, ascending, with the ratio in force."""
@@ -270,7 +273,7 @@ def apply_benign(
         world.gen_p[event.onset :] -= change.sum(axis=1, keepdims=True) * fleet.rest_share * 0.8
     elif name == "noise_class_change":
         loudness = np.ones(world.load_p.shape[0])
-        loudness[when] = 0.7
+        loudness[when] = NOISE_FACTORS[event.onset % 2]
         readings.noise.append((meters, loudness))
     elif name == "meter_outage":
         gone = np.zeros(world.load_p.shape[0], dtype=bool)

@@ -253,7 +253,7 @@ def _assemble(
     offset_n, offset_s, offset_r = (np.cumsum(a) - a for a in (n_B, s_B, r_B))
     param_E3 = np.concatenate(param).astype(np.float32)
     phys_E6 = np.concatenate([c.edge_phys_base for c in cases])
-    phys_E6[:, 1] *= param_E3[:, 2]
+    phys_E6[:, :3] *= param_E3[:, 2:]  # a declared length: r, x and b together
     phys_E6[:, 3] = param_E3[:, 1]
     phys_E6[:, 5] = param_E3[:, 0]
     edge_index = np.concatenate([c.edge_index for c in cases], axis=1) + np.repeat(offset_n, e_B)

@@ -166,7 +166,7 @@ def check(windows: Sequence[Window], plan: MeterPlan) -> None:
 def _declared_models(
     case: GridCase, windows: Sequence[Window]
 ) -> list[tuple[F64 | None, F64 | None, NDArray[np.int64]]]:
-    """Rows (window x scan) grouped by declared taps and reactances; None stands for the published model."""
+    """Rows (window x scan) grouped by declared taps and line lengths; None stands for the published model."""
     scans = windows[0].z_TM.shape[0]
     groups: dict[bytes, tuple[F64 | None, F64 | None, list[NDArray[np.int64]]]] = {}
     for index, window in enumerate(windows):
