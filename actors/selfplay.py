@@ -28,7 +28,7 @@ from gg_ray.config import RunConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.replay.limiter import StalenessManager
 from gg_ray.scenario.context import ContextSource
-from gg_ray.selfplay.buffer import Buffer
+from gg_ray.selfplay.buffer import Buffer, Replay
 from gg_ray.selfplay.game import Game
 from gg_ray.selfplay.loop import OnStep, turns
 
@@ -70,8 +70,19 @@ def play(config: RunConfig, contexts: ContextSource, game: Game, buffer: Buffer,
             stack.callback(looks.close)
             FreeRun(config, game, replay, proposers, solvers, looks, inserts).run(on_step)
         else:
-            turns(config.selfplay.steps, game, replay, proposers, solvers, on_step)
+
+            def step(game: Game, replay: Replay) -> None:
+                game.note(alive(proposers, solvers))
+                on_step(game, replay)
+
+            turns(config.selfplay.steps, game, replay, proposers, solvers, step)
         game.forget_running()
+
+
+def alive(proposers: Crew, solvers: Crew) -> dict[str, float]:
+    """Healthy actors by kind; a kind that the run does not use is left out."""
+    crews = {"actors/proposers": proposers, "actors/solvers": solvers}
+    return {name: float(crew.pool.stats().healthy) for name, crew in crews.items() if crew.pool is not None}
 
 
 class FreeRun:
@@ -101,7 +112,6 @@ class FreeRun:
         filling = max(0, config.replay.min_size - inserts)
         self._ahead = math.ceil((filling + self.block) / per_version) - game.versions["verifier"]
         self.lags: deque[int] = deque(maxlen=LAGS)
-        self._programs, self._began = game.programs, time.monotonic()
         self._first_batch = self._idle_from = float("nan")
         self._idle_s = 0.0
 
@@ -185,11 +195,10 @@ class FreeRun:
         out = {
             "time/learner_wait_share": self._idle_s / max(1e-9, now - self._first_batch),
             "time/policy_lag_p95": float(np.percentile(self.lags, 95)) if self.lags else 0.0,
-            "time/scenarios_per_s": (self.game.programs - self._programs) / max(1e-9, now - self._began),
-            "actors/alive": float(sum(pool.healthy for pool in pools)),
             "actors/lost_calls": float(self.game.lost),
             "actors/recreated": float(sum(pool.recreated for pool in pools)),
             "actors/dropped_blocks": float(self.replay.dropped),
             "actors/failed_looks": float(self.looks.failures),
         }
+        out |= alive(self.proposers, self.solvers)
         return out | {f"actors/windows_{name}": float(n) for name, n in self.staleness.state_dict().items()}

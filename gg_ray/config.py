@@ -100,13 +100,16 @@ class ScenarioConfig:
     realisations: int = 2
     """Meter-noise realisations K per program; more lower the variance of the reward and cost features, not solves."""
     gates: Literal["on", "off"] = "on"
-    """off switches G3 and G4 off: only for the negative-control run (noise trap)."""
+    """off leaves only G1 and G2 (valid, repeatable): for the negative-control run (noise trap)."""
     magnitude: Literal["d_eff", "physical"] = "d_eff"
     """d_eff: magnitude bins are target detectability; physical: raw sizes (negative control)."""
     recheck_share: float = 0.02
-    """Share of programs executed a second time and compared bit by bit (gate G2)."""
+    """Share of proposer calls that are executed a second time as a whole and compared bit by bit (gate G2)."""
     novelty_memory: int = 50_000
-    """Program hashes remembered by gate G6."""
+    """Programs remembered by gate G6."""
+    cell_cap: int = 500
+    """Remembered programs that may share a behaviour cell (gate G6), 1 % of the memory; further ones are turned away.
+    Programs without events, whose news is the context, are not capped."""
     data_dir: str = ""
     """Folder with real GB data; empty: the packaged climatology. The command line fills it from GG_DATA_DIR."""
 
@@ -124,6 +127,7 @@ class ScenarioConfig:
         _check(1 <= self.max_events <= 3, f"scenario.max_events: {self.max_events}; choose 1 to 3")
         _check(1 <= self.plans <= 1_000, f"scenario.plans: {self.plans}; choose 1 to 1000 (evaluation has its own)")
         _check(self.realisations >= 1, "scenario.realisations: at least 1")
+        _check(self.cell_cap >= 1, f"scenario.cell_cap: {self.cell_cap}; at least 1")
         _check(self.d_min < self.d_max, f"scenario.d_min {self.d_min} must lie below scenario.d_max {self.d_max}")
 
 
@@ -225,7 +229,9 @@ class SolverConfig:
     rank: int = 8
     """Rank of the state covariance: completions are sampled jointly."""
     horizon: int = 4
-    """Last scans that are masked and completed."""
+    """Most last scans that are masked and completed; each question draws 1 to so many."""
+    block_meters: int = 8
+    """Most meters that are masked; each question draws 1 to so many neighbours. More: hardly ever completed."""
     samples: int = 4
     """Completions per question."""
     share: float = 0.1
@@ -233,6 +239,7 @@ class SolverConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.horizon <= 4, f"solver.horizon: {self.horizon}; choose 1 to 4")
+        _check(self.block_meters >= 1, f"solver.block_meters: {self.block_meters}; at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,12 +289,10 @@ class ReplayConfig:
     """Mean draws per inserted window. Higher: more reuse (docs/metrics.md)."""
     error_buffer: float = 0.1
     """Allowed drift of the limiter, as a share of samples_per_insert x min_size."""
-    alpha: float = 0.6
-    """Priority exponent."""
     beta: float = 0.4
     """Importance-weight exponent."""
     rank_share: float = 0.2
-    """Share of a batch drawn by rank (PLR); the rest is fresh and uniform."""
+    """Share of a batch drawn by rank (PLR); solver.share apart, the rest is uniform over the buffer."""
     rank_temperature: float = 1.0
     """PLR rank exponent is 1 / rank_temperature."""
     staleness_coef: float = 0.1

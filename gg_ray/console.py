@@ -4,10 +4,10 @@ Flow:    selfplay.loop, actors.selfplay -> [console] -> the stream that cli gave
 Source:  fields and healthy ranges: docs/metrics.md
 Fields:  a snapshot is a plain mapping; every key is optional, and a key that is not listed here is shown under "other"
     step, steps                  learner step now, and of the whole run
-    actors                       {role: alive} or {role: (alive, wanted)}
+    actors                       {kind: alive}, {kind: (alive, wanted)} or {kind: text}
     scenarios_per_s              executed scenarios per second
-    gates                        {gate: pass rate, 0-1}
-    families                     {family: {"solve": rate 0-1, "learnability": 0-1}}
+    gates                        {"pass": share that passed all, gate: share that it stopped}, 0-1
+    families                     {family: {"solve": rate 0-1, "learnability": 0-1}}; None where none was seen
     replay_fill                  used share of the byte limit, 0-1;  samples_per_insert: mean draws per inserted window
     learner_wait_share           share of time the learner waited for data, 0-1
     policy_lag                   versions behind: a number, or {"p50": …, "p95": …}
@@ -33,6 +33,7 @@ _KNOWN = frozenset(
         *("learner_wait_share", "policy_lag", "losses", "evaluation"),
     )
 )
+PASS = "pass"
 _SHARES = ("replay_fill", "learner_wait_share")
 
 
@@ -130,8 +131,8 @@ def fields(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         yield f"actors.{role}", _of(count)
     if "scenarios_per_s" in snapshot:
         yield "scenarios_per_s", _number(snapshot["scenarios_per_s"])
-    for gate, rate in sorted(snapshot.get("gates", {}).items()):
-        yield f"gate.{gate}", _number(rate)
+    for gate, rate in sorted(snapshot.get("gates", {}).items(), key=lambda item: (item[0] != PASS, item[0])):
+        yield ("gates.passed" if gate == PASS else f"gates.stopped.{gate}"), _number(rate)
     for what in ("solve", "learnability"):
         values = [family[what] for family in snapshot.get("families", {}).values() if family.get(what) is not None]
         if values:
@@ -175,15 +176,21 @@ def _rows(snapshot: Snapshot) -> Iterator[tuple[str, list[str]]]:
             return []
         return [_percent(snapshot[name]) if name in _SHARES else named[name]]
 
-    gates = [f"{gate} {_percent(rate)}" for gate, rate in sorted(snapshot.get("gates", {}).items())]
+    actors = [
+        f"{kind} {count if isinstance(count, str) else _of(count)}"
+        for kind, count in sorted(snapshot.get("actors", {}).items())
+    ]  # fmt: skip
+    gates: Mapping[str, float] = snapshot.get("gates", {})
+    stopped = [f"{gate} {_percent(rate)}" for gate, rate in sorted(gates.items()) if gate != PASS]
     lag = snapshot.get("policy_lag")
     other = sorted(snapshot.keys() - _KNOWN)
     rows = [
         ("step", single("step")),
         ("loss", single("loss") + pick("loss.")),
-        ("actors alive", pick("actors.")),
+        ("actors alive", actors),
         ("scenarios/s", single("scenarios_per_s")),
-        ("gates passed", gates),
+        ("gates passed", [_percent(gates[PASS])] if PASS in gates else []),
+        ("stopped by gate", stopped),
         ("replay fill", single("replay_fill")),
         ("samples per insert", single("samples_per_insert")),
         ("learner wait", single("learner_wait_share")),

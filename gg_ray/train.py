@@ -75,12 +75,15 @@ def _run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: S
     with make_console(sys.stdout) as display:
         game, trained_s = _trained(config, RunFolder(out, config), resume, play, display)
         display.note(f"trained {game.step} steps in {trained_s:.0f} s")
-        networks = networks_for(config, game.learner.weights(), _control(config, play, display))
+        control = _control(config, game, play, display)
+        networks = networks_for(config, game.learner.weights(), None if control is None else control.learner.weights())
         display.note("evaluating on held-out families, days and grids")
         evaluation = evaluate(
             config, networks, learner_steps=game.step, executor_calls=game.solves, model=config.name,
             note=display.note, spread=spread,
         )  # fmt: skip
+        if control is not None:
+            evaluation.results = with_control_budget(evaluation.results, control)
         version = publish(out, config, game, evaluation, trained_s, networks.get(results.UNIFORM))
     for block in evaluation.results.results:
         sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
@@ -145,7 +148,7 @@ class _Watcher:
         now = time.monotonic()
         if now - self._shown > 1.0 or step == config.selfplay.steps:
             self._shown = now
-            self.display.update(_snapshot(step, config, metrics, game))
+            self.display.update(snapshot(step, config, metrics, game.families))
         if step % config.checkpoint.every_steps == 0 or step == config.selfplay.steps:
             path = self.folder.save(game, buffer, time.monotonic() - self.began)
             self.display.note(f"checkpoint {path.name}")
@@ -162,23 +165,36 @@ def _timed(name: str) -> str:
     return f"time/{name}" if name.endswith("blocked_insert_s") or name.endswith("blocked_sample_s") else name
 
 
-def _snapshot(step: int, config: RunConfig, metrics: dict[str, float], game: Game) -> dict[str, Any]:
-    """The fields of the live table (console.py)."""
-    skill = {name[6:]: value for name, value in metrics.items() if name.startswith("skill/")}
-    rates = list(game.solver_rate.values())
+def snapshot(step: int, config: RunConfig, metrics: Mapping[str, float], families: Sequence[str]) -> dict[str, Any]:
+    """The fields of the live table (console.py) from what is logged (docs/metrics.md)."""
+
+    def group(prefix: str) -> dict[str, float]:
+        return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+    p_bar, learnability, rates = group("p_bar/"), group("learnability/"), group("solver_rate/")
     return {
-        "step": step, "steps": config.selfplay.steps,
-        "actors": {"alive": int(metrics.get("actors/alive", 0))},
+        "step": step, "steps": config.selfplay.steps, "actors": _actors(config, metrics),
         "scenarios_per_s": metrics["time/scenarios_per_s"],
-        "gates": {name[5:]: value for name, value in metrics.items() if name.startswith("gate/")},
-        "families": {name: {"solve": value, "learnability": 1.0 - value} for name, value in skill.items()},
+        "gates": group("gate/"),
+        "families": {
+            name: {"solve": p_bar.get(name), "learnability": learnability.get(name)} for name in families
+        },
         "replay_fill": metrics.get("replay/fill_bytes_share", 0.0),
         "samples_per_insert": metrics.get("replay/samples_per_insert", 0.0),
         "learner_wait_share": metrics.get("time/learner_wait_share", 0.0),
         "policy_lag": metrics.get("time/policy_lag_p95", 0.0),
-        "losses": {name[5:]: value for name, value in metrics.items() if name.startswith("loss/")},
-        "evaluation": {name[5:]: value for name, value in metrics.items() if name.startswith("eval/")},
-        "solver success": float(np.mean(rates)) if rates else 0.0,
+        "losses": group("loss/"), "evaluation": group("eval/"),
+        "solver_success": float(np.mean(list(rates.values()))) if rates else 0.0,
+    }  # fmt: skip
+
+
+def _actors(config: RunConfig, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Per kind (alive, wanted); in serial mode there are none, the players live in this process."""
+    if config.mode == "serial":
+        return {"players": "in process"}
+    wanted = {"proposers": config.actors.proposers, "solvers": config.actors.solvers}
+    return {
+        kind: (int(metrics[f"actors/{kind}"]), count) for kind, count in wanted.items() if f"actors/{kind}" in metrics
     }  # fmt: skip
 
 
@@ -190,22 +206,48 @@ def networks_for(config: RunConfig, trained: Weights, control: Weights | None) -
     return out | {results.UNTRAINED: to_numpy(new_verifier(config.verifier, config.seed + 1).state_dict())}
 
 
-def _control(config: RunConfig, play: Play, display: Display) -> Weights | None:
+def _control(config: RunConfig, game: Game, play: Play, display: Display) -> Game | None:
     if not config.evaluate.uniform_control or config.selfplay.arm != "selfplay":
         return None
-    display.note("training the control: same network, uniform scenarios, same steps")
-    return train_control(config, play)
+    display.note("training the control: same network, uniform scenarios, same learner steps and power-flow solves")
+    control = train_control(config, play, game)
+    display.note(f"power-flow solves: {game.solves} of the run, {control.solves} of its control")
+    return control
 
 
-def train_control(config: RunConfig, play: Play) -> Weights:
-    """The same Verifier on uniform + gate + twins: equal learner steps, and by the limiter as many windows.
+def train_control(config: RunConfig, play: Play, rival: Game) -> Game:
+    """The same Verifier on uniform + gate + twins: equal learner steps, and power-flow solves as near as calls allow.
 
-    Executor calls are not quite equal: the self-play arm's Solver costs about a tenth on top.
+    Args:    rival  the finished self-play game whose budget it gets
     """
     arm = replace(
         config, selfplay=replace(config.selfplay, arm="uniform"), actors=replace(config.actors, solvers=0),
         evaluate=replace(config.evaluate, every_steps=0),
+        replay=replace(config.replay, samples_per_insert=equal_price(config, rival)),
     )  # fmt: skip
     game = Game(arm)
     play(arm, context_source(config.scenario.data_dir or None), game, Buffer(arm), lambda _game, _buffer: None)
-    return game.learner.weights()
+    return game
+
+
+def equal_price(config: RunConfig, rival: Game) -> float:
+    """Samples per insert at which the control spends its rival's power-flow solves on windows of its own.
+
+    The rival also pays for its Solver's answers; with the plain setting the control would get as many windows and
+    fewer solves. What a window of the grammar costs is known from the rival's own uniform programs; without any the
+    setting stays as it is.
+    """
+    replay = config.replay
+    if not rival.uniform_windows:
+        return replay.samples_per_insert
+    windows = rival.solves * rival.uniform_windows / rival.uniform_solves
+    spare = max(windows - replay.min_size, 1.0)  # the first filling is drawn from by no step
+    return replay.samples_per_insert * max(rival.inserted - replay.min_size, 1) / spare
+
+
+def with_control_budget(found: results.Results, control: Game) -> results.Results:
+    """The results with what the control's rows were bought with beside the model's own budget."""
+    spent = {"control_executor_calls": float(control.solves), "control_learner_steps": float(control.step)}
+    return replace(
+        found, results=tuple(replace(block, budget={**block.budget, **spent}) for block in found.results)
+    )  # fmt: skip

@@ -35,8 +35,12 @@ def small(mode: str, *, steps: int = 30, proposers: int = 1, **evaluate: Any) ->
     )  # fmt: skip
 
 
+APART = ("time/", "actors/")
+"""Depends on the clock or on who is alive, not on the numbers."""
+
+
 class Log:
-    """Metrics of every step without times, and something to do at a step; `state` is the buffer's after the last."""
+    """Metrics of every step, and something to do at a step; `state` is the buffer's after the last."""
 
     def __init__(self, at: Mapping[int, Callable[[Game, Any], None]] | None = None) -> None:
         self.rows: list[dict[str, float]] = []
@@ -51,7 +55,7 @@ class Log:
             self.state = buffer.state_dict(0)
 
     def timeless(self) -> list[dict[str, float]]:
-        return [{k: v for k, v in row.items() if "blocked" not in k and k[:5] != "time/"} for row in self.rows]
+        return [{k: v for k, v in row.items() if "blocked" not in k and not k.startswith(APART)} for row in self.rows]
 
 
 @pytest.fixture(scope="module")

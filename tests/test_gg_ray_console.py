@@ -9,16 +9,33 @@ import pytest
 from rich.console import Console
 
 from gg_ray.console import LiveTable, PlainLines, make_console, render
+from gg_ray.records import Event, Program
+from gg_ray.scenario.gates import GateCounters
+
+
+def counted() -> GateCounters:
+    """Twenty programs: eleven pass, two stop at G3, seven at G4; of four completions G5 drops three."""
+    counters = GateCounters()
+    program = Program(case="case14", context_id=0, plan_id=0, scans=16, seed=0, events=(Event("bias", 3, 4),))
+    for verdict in [""] * 11 + ["G3"] * 2 + ["G4"] * 7:
+        counters.count(program, verdict)
+    counters.count_completions(passed=1, dropped=3)
+    return counters
+
 
 SNAPSHOT: dict[str, Any] = {
     "evaluation": {"auroc": 0.91, "step": 200},
     "losses": {"node": 0.5, "total": 1.23456},
     "step": 250,
     "steps": 600,
-    "actors": {"solver": (1, 2), "proposer": 1},
+    "actors": {"solvers": (1, 2), "proposers": 1},
     "scenarios_per_s": 512.34,
-    "gates": {"G4": 0.5, "G3": 1.0},
-    "families": {"T1": {"solve": 0.25, "learnability": 0.75}, "S1": {"solve": 0.75, "learnability": None}},
+    "gates": counted().rates(),
+    "families": {
+        "T1": {"solve": 0.25, "learnability": 0.6},
+        "S1": {"solve": 0.75, "learnability": 0.0},
+        "A2": {"solve": None, "learnability": None},
+    },
     "replay_fill": 0.125,
     "samples_per_insert": 7.9,
     "learner_wait_share": 0.04,
@@ -27,9 +44,10 @@ SNAPSHOT: dict[str, Any] = {
     "best": 3,
 }
 LINE = (
-    "step=250/600 loss=1.235 loss.node=0.5 actors.proposer=1 actors.solver=1/2 scenarios_per_s=512.3 gate.G3=1 "
-    "gate.G4=0.5 solve=0.5 learnability=0.75 replay_fill=0.125 samples_per_insert=7.9 learner_wait_share=0.04 "
-    "policy_lag.p50=1 policy_lag.p95=2 eval.auroc=0.91 eval.step=200 best=3 zeta=two_words\n"
+    "step=250/600 loss=1.235 loss.node=0.5 actors.proposers=1 actors.solvers=1/2 scenarios_per_s=512.3 "
+    "gates.passed=0.55 gates.stopped.G1=0 gates.stopped.G2=0 gates.stopped.G3=0.1 gates.stopped.G4=0.35 "
+    "gates.stopped.G5=0.75 gates.stopped.G6=0 solve=0.5 learnability=0.3 replay_fill=0.125 samples_per_insert=7.9 "
+    "learner_wait_share=0.04 policy_lag.p50=1 policy_lag.p95=2 eval.auroc=0.91 eval.step=200 best=3 zeta=two_words\n"
 )
 
 
@@ -78,19 +96,26 @@ def test_render_shows_every_group() -> None:
     for label, shown in {
         "step": "250/600",
         "loss": "1.235   node 0.5",
-        "actors alive": "proposer 1   solver 1/2",
+        "actors alive": "proposers 1   solvers 1/2",
         "scenarios/s": "512.3",
-        "gates passed": "G3 100.0 %   G4 50.0 %",
+        "gates passed": "55.0 %",
+        "stopped by gate": "G1 0.0 %   G2 0.0 %   G3 10.0 %   G4 35.0 %   G5 75.0 %   G6 0.0 %",
         "replay fill": "12.5 %",
         "samples per insert": "7.9",
         "learner wait": "4.0 %",
         "policy lag": "p50 1   p95 2",
         "last evaluation": "auroc 0.91   step 200",
         "other": "best 3   zeta two_words",
-        "T1": "25.0 %",
-        "S1": "-",
     }.items():
         assert shown in rows[label], label
+    shares = {label: rows[label].split()[1:] for label in ("T1", "S1", "A2")}
+    assert shares == {"T1": ["25.0", "%", "60.0", "%"], "S1": ["75.0", "%", "0.0", "%"], "A2": ["-", "-"]}
+
+
+def test_players_of_a_serial_run_are_in_process() -> None:
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(render({"actors": {"players": "in process"}}))
+    assert "players in process" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_live_table_redraws_and_keeps_notes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,22 @@ def test_counters_add_up_over_all_families() -> None:
     total.add(gates.counters)
     assert total.seen == 2 * gates.counters.seen
     assert total.rates()["pass"] == pytest.approx(gates.counters.rates()["pass"])
-    assert sum(total.rates().values()) == pytest.approx(1.0)
+    assert sum(rate for gate, rate in total.rates().items() if gate != "G5") == pytest.approx(1.0)
+    total.count_completions(passed=3, dropped=1)
+    assert total.rates()["G5"] == pytest.approx(0.25)
+    assert sum(rate for gate, rate in total.rates().items() if gate != "G5") == pytest.approx(1.0), "books of its own"
+
+
+def test_what_g6_stops_is_taken_back_from_the_family_too() -> None:
+    counters = GateCounters()
+    bias = _program((Event("bias", METERED, 4, 10, 2, 0),))
+    counters.count(bias, "")
+    counters.count(_program(), "")
+    counters.count(bias, "G4")
+    counters.stop_late(bias)
+    assert counters.by_family == {"S2": [2, 0], "benign": [1, 1]}
+    assert (counters.seen, counters.passed) == (3, 1)
+    assert {gate: n for gate, n in counters.stopped.items() if n} == {"G4": 1, "G6": 1}
 
 
 def test_a_benign_and_a_clear_anomaly_pass() -> None:
@@ -237,6 +252,7 @@ def test_g2_catches_an_executor_that_does_not_repeat(monkeypatch: pytest.MonkeyP
     assert gates.check(attempts, np.random.default_rng(0)) == ["", "G2"]
     assert calls == [2]
     assert gates.counters.stopped["G2"] == 1
+    assert gates.counters.recheck_solves == 2 * sum(a.solves for a in attempts), "both calls were solved again"
 
 
 def test_g3_stops_the_immaterial_and_g4_the_undetectable_and_the_too_easy() -> None:
@@ -266,20 +282,45 @@ def test_g5_keeps_a_margin_between_plausible_and_implausible(error: float, d_eff
         assert label == 1
     else:
         assert label is None
-    assert gates.counters.stopped["G5"] == (label is None)
-    assert gates.counters.seen == gates.counters.passed + sum(gates.counters.stopped.values())
+    assert (gates.counters.completions, gates.counters.completions_passed) == (1, label is not None)
+    assert gates.counters.seen == 0, "a completion is no program"
 
 
 @given(st.lists(st.integers(0, 12), max_size=60), st.integers(1, 6))
 def test_g6_remembers_the_latest_programs_and_no_more(seeds: list[int], memory: int) -> None:
-    gate = NoveltyGate(memory)
+    gate = NoveltyGate(memory, cell_cap=1)
     recent: list[int] = []
     for number in seeds:
         program = replace(_program(), context_id=number)
         assert gate.is_new(program) == (number not in recent)
         recent = [*(n for n in recent if n != number), number][-memory:]
-        assert len(gate.state_dict()) <= memory
-    copy = NoveltyGate(memory)
+        assert len(gate.state_dict()["hashes"]) <= memory
+    copy = NoveltyGate(memory, cell_cap=1)
     copy.load_state_dict(gate.state_dict())
     assert copy.state_dict() == gate.state_dict()
     assert [copy.is_new(replace(_program(), context_id=n)) for n in recent] == [False] * len(recent)
+
+
+def test_g6_finds_the_same_events_in_another_context() -> None:
+    gate = NoveltyGate(10, cell_cap=10)
+    bias = _program((Event("bias", METERED, 4, 10, 2, 0),))
+    assert gate.is_new(bias)
+    assert not gate.is_new(replace(bias, context_id=99, seed=99, source="proposer"))
+    assert gate.is_new(replace(bias, plan_id=1))
+
+
+def test_g6_turns_a_crowd_away_until_its_oldest_leave() -> None:
+    def numbered(number: int) -> Program:
+        return replace(_program(), context_id=number)
+
+    gate = NoveltyGate(memory=4, cell_cap=2)
+    assert [gate.is_new(numbered(n), "S2 near bus 3") for n in range(4)] == [True, True, False, False]
+    assert gate.fullest() == 2
+    assert gate.is_new(numbered(2), "elsewhere"), "turned away is not remembered"
+    assert gate.is_new(numbered(3)), "no cell, no cap"
+    assert gate.is_new(numbered(4)), "pushes the oldest of the crowd out"
+    copy = NoveltyGate(4, 2)
+    copy.load_state_dict(gate.state_dict())
+    for one in (gate, copy):
+        assert [one.is_new(numbered(n), "S2 near bus 3") for n in (5, 6, 7)] == [True, True, False], "5 pushes 1 out"
+        assert one.fullest() == 2

@@ -155,9 +155,12 @@ def test_the_hash_counts_meanings_not_draws() -> None:
     grammar = GRAMMARS["case14", 0]
     event = Event("bias", 3, 4, 8, 2, 0)
     program = _program(grammar, (event,))
-    assert program_hash(program) == program_hash(replace(program, seed=99, source="mutation"))
-    for change in ({"context_id": 2}, {"plan_id": 1}, {"case": "case30"}, {"events": (replace(event, support=1),)}):
+    assert program_hash(program) == program_hash(replace(program, seed=99, source="mutation", context_id=2))
+    for change in ({"plan_id": 1}, {"case": "case30"}, {"events": (replace(event, support=1),)}, {"events": ()}):
         assert program_hash(program) != program_hash(replace(program, **change))  # type: ignore[arg-type]
+    quiet = replace(program, events=())
+    assert program_hash(quiet) == program_hash(replace(quiet, seed=99))
+    assert program_hash(quiet) != program_hash(replace(quiet, context_id=2)), "without events the context is the news"
 
 
 def test_onsets_of_a_day_reach_its_last_scans() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
+from gg_ray.grid.powerflow import PowerFlow
 from gg_ray.nested import flatten, unflatten
 from gg_ray.scenario.context import ContextSource, context_source
+from gg_ray.scenario.grammar import Stratum, first_family
 from gg_ray.selfplay.buffer import Buffer
-from gg_ray.selfplay.game import Game
-from gg_ray.selfplay.players import Answered, ProposerPlayer, SolverPlayer
+from gg_ray.selfplay.game import Game, solver_key, stratum_of
+from gg_ray.selfplay.players import Answered, ProposerPlayer, SolverPlayer, Summary
 
 SMALL = {"scenario.cases": ["case14"], "scenario.realisations": 1, "replay.min_size": 8, "selfplay.programs": 6}
 
@@ -155,17 +158,155 @@ def test_arms_without_a_policy_write_no_policy_programs(arm: str, contexts: Cont
     assert ("Rank" in mix) == (arm == "plr")
 
 
+def answer_to(game: Game, rate: float, d_eff: float) -> Answered:
+    """An invented answer to the next question: every program has one rate and one detectability."""
+    question = game.next_question()
+    count = len(question.programs)
+    return Answered(
+        question=question, rates=[rate] * count, d_eff=[d_eff] * count, completions=12, dropped=1, made=2,
+        made_plausible=1, lessons=[], solves=16 * count,
+    )  # fmt: skip
+
+
 def test_solver_rates_are_averaged_and_undefined_ones_ignored(proposer: ProposerPlayer) -> None:
     game = Game(settings())
     game.settle(proposer.propose(game.order())[0])
-    question = game.question()
-    assert question is not None
-    rates = [float("nan"), 0.5, 1.0]
-    game.settle_answer(Answered(question=question, rates=rates, completions=12, dropped=1, made=2, lessons=[]))
-    assert game.solver_rate["case14"] == pytest.approx(0.9 * 0.5 + 0.1 * 1.0)
-    assert game.answered == 1
-    assert game.solver_stats == {"completions": 12, "dropped": 1, "made": 2}
-    assert game.inserted >= 2
+    solves, seen = game.solves, game.counters.seen
+    game.settle_answer(answer_to(game, float("nan"), 0.0))
+    assert "solver_rate/case14" not in game.metrics()
+    first = answer_to(game, 0.5, 0.0)
+    game.settle_answer(first)
+    assert game.metrics()["solver_rate/case14"] == pytest.approx(0.5)
+    game.settle_answer(answer_to(game, 1.0, 0.0))
+    assert 0.5 < game.metrics()["solver_rate/case14"] < 1.0
+    assert game.answered == 3
+    assert game.solver_stats == {"completions": 36, "dropped": 3, "made": 6, "made_plausible": 3}
+    assert game.metrics()["solver/plausible_share"] == 0.5
+    assert game.counters.rates()["G5"] == pytest.approx(3 / 9)
+    assert game.counters.seen == seen, "completions are no programs"
+    assert game.solves - solves == game.metrics()["selfplay/solves_solver"] == 16 * 3 * len(first.question.programs)
+
+
+def test_the_solver_pays_by_kind_of_behaviour_and_not_before_it_answered(proposer: ProposerPlayer) -> None:
+    game = Game(settings())
+    result = proposer.propose(game.order())[0]
+    passed = [s for s in result.summaries if not s.gate]
+    cells = [game.archive.cell_of(s.program, s.d_eff) for s in passed]
+    plain = [game._reward(s, cell) for s, cell in zip(passed, cells, strict=True)]
+    known = solver_key(cells[0])
+    game.solver_success.add(known, 0.25)
+    for summary, cell, before in zip(passed, cells, plain, strict=True):
+        mixed = 0.7 * summary.learnability + 0.3 * 0.75
+        assert game._reward(summary, cell) == pytest.approx(mixed if solver_key(cell) == known else before)
+    assert len({solver_key(cell) for cell in cells}) > 1
+    others = cells[0]._replace(d_bin=cells[0].d_bin + 1), cells[0]._replace(kind="A4")
+    assert all(math.isnan(game.solver_success.get(solver_key(cell))) for cell in others)
+
+
+@pytest.mark.parametrize("reward", ["azr", "sfl"])
+def test_only_our_reward_is_shaped(reward: str, contexts: ContextSource) -> None:
+    config = settings(**{"selfplay.reward": reward})
+    game = Game(config)
+    result = ProposerPlayer(config, contexts).propose(game.order())[0]
+    for cell in (game.archive.cell_of(s.program, s.d_eff) for s in result.summaries if not s.gate):
+        game.solver_success.add(solver_key(cell), 0.25)
+    game.settle(result)
+    rewards = {
+        index: sample.reward for index, sample in zip(result.samples, game.queue._held, strict=True)
+    }  # fmt: skip
+    assert rewards
+    for index, paid in rewards.items():
+        summary = result.summaries[index]
+        assert paid == (-0.5 if summary.gate else summary.learnability)
+
+
+def test_families_show_what_was_measured_and_paid(proposer: ProposerPlayer) -> None:
+    game = Game(settings())
+    summaries = [s for _ in range(4) for s in proposed(game, proposer) if not s.gate]
+    shown = game.metrics()
+    for family in game.families:
+        mine = [s for s in summaries if first_family(s.program) == family]
+        if not mine:
+            assert f"p_bar/{family}" not in shown
+            assert f"learnability/{family}" not in shown
+            continue
+        p_bar, paid = mine[0].p_bar, mine[0].learnability
+        for s in mine[1:]:
+            p_bar, paid = 0.95 * p_bar + 0.05 * s.p_bar, 0.95 * paid + 0.05 * s.learnability
+        assert shown[f"p_bar/{family}"] == pytest.approx(p_bar)
+        assert shown[f"learnability/{family}"] == pytest.approx(paid)
+    raw = [(s.p_bar - 0.5) / (s.p_star - 0.5) for s in summaries if s.d_eff > 0]
+    assert shown["skill/raw_p95"] == pytest.approx(np.percentile(raw, 95))
+
+
+def proposed(game: Game, player: ProposerPlayer) -> list[Summary]:
+    result = player.propose(game.order())[0]
+    game.settle(result)
+    return result.summaries
+
+
+def test_skill_is_booked_by_what_a_program_is(proposer: ProposerPlayer) -> None:
+    """Where the grammar has no word of a family it writes a benign program: that is no skill in the family."""
+    game = Game(settings())
+    result = proposer.propose(game.order())[0]
+    benign = next(s for s in result.summaries if not s.gate and not first_family(s.program))
+    ordered = replace(benign, stratum=Stratum("anomalous", "A4", "case14"), skill=1.0)
+    game.settle(replace(result, summaries=[ordered], samples={}))
+    assert game.scheduler.skill_of(ordered.stratum) is None
+    assert game.scheduler.skill_vector().max() == 0.0
+    assert game.scheduler.skill_of(stratum_of(game.archive.cell_of(benign.program, 0.0))) == 1.0
+    assert not game.learnability.values
+
+
+def test_a_repeated_program_earns_nothing_and_is_no_sample(proposer: ProposerPlayer) -> None:
+    game = Game(settings())
+    result = proposer.propose(game.order())[0]
+    game.settle(result)
+    put = game.queue.put_count
+    passed = {index for index, s in enumerate(result.summaries) if not s.gate}
+    game.settle(result)
+    assert game.queue.put_count - put == len(result.samples.keys() - passed), "only those that failed before G6"
+    assert all(passed == 0 for _, passed in game.counters.by_family.values()) is (game.counters.passed == 0)
+    assert sum(passed for _, passed in game.counters.by_family.values()) == game.counters.passed
+
+
+def test_a_full_cell_stops_further_programs_and_the_negative_control_has_no_such_gate(
+    proposer: ProposerPlayer,
+) -> None:
+    crowded = Game(settings(**{"scenario.cell_cap": 1}))
+    free = Game(settings(**{"scenario.cell_cap": 1, "scenario.gates": "off"}))
+    for _ in range(6):
+        order = crowded.order()
+        result = proposer.propose(order)[0]
+        for game in (crowded, free):
+            game.settle(result)
+    assert crowded.counters.stopped["G6"] > 0
+    assert crowded.metrics()["selfplay/fullest_cell"] == 1.0
+    assert free.counters.stopped["G6"] == 0
+    assert crowded.counters.passed + sum(crowded.counters.stopped.values()) == crowded.counters.seen
+
+
+def test_every_power_flow_row_is_counted(contexts: ContextSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second worlds of hidden events, repeats of gate G2 and the Solver's own executions: counted at the engine."""
+    rows = [0]
+    solve = PowerFlow.solve
+
+    def counting(self: PowerFlow, load_p: np.ndarray, *rest: Any) -> Any:
+        rows[0] += len(load_p)
+        return solve(self, load_p, *rest)
+
+    monkeypatch.setattr(PowerFlow, "solve", counting)
+    config = settings(**{"scenario.recheck_share": 1.0, "scenario.fold": 1})
+    game = Game(config)
+    proposer, solver = ProposerPlayer(config, contexts), SolverPlayer(config, contexts)
+    for _ in range(3):
+        game.settle(proposer.propose(game.order())[0])
+        assert game.solves == rows[0]
+        game.settle_answer(solver.answer(game.next_question())[0])
+        assert game.solves == rows[0]
+    shown = game.metrics()
+    assert shown["selfplay/solves_recheck"] == (game.solves - shown["selfplay/solves_solver"]) / 2
+    assert shown["selfplay/solves_recheck"] > game.programs * config.scenario.scans, "some programs have two worlds"
 
 
 def test_state_round_trip_gives_the_same_future(played: tuple[Game, Buffer, ProposerPlayer]) -> None:

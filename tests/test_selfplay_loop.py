@@ -154,6 +154,11 @@ def test_every_call_is_booked_once_and_figures_are_finite(
     assert game.inserted == buffer.limiter.inserts == buffer.table.inserted
     assert game.programs == game.counters.seen == game.calls * game.config.selfplay.programs
     assert game.counters.passed + sum(game.counters.stopped.values()) == game.counters.seen
+    for column, total in enumerate((game.counters.seen, game.counters.passed)):
+        assert sum(counts[column] for counts in game.counters.by_family.values()) == total
+    stats = game.solver_stats
+    assert game.counters.completions == stats["made"] + stats["dropped"] > 0
+    assert game.counters.completions_passed == stats["made"]
     assert game.versions["verifier"] == 2 * HALF // game.config.learner.publish_every
     for row in seen:
         assert all(math.isfinite(value) for value in row.values()), row

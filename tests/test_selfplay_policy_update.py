@@ -197,11 +197,11 @@ class Game:
 def ours(d: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gate at 3, Verifier of 40 % of the oracle's sensitivity: the frontier is just above the gate."""
     value = learnability("ours", ndtr(0.4 * d / 2), p_star(d), 0.05)
-    return proposer_reward(value, gate_failed=d < 3.0)
+    return proposer_reward("ours", value, gate_failed=d < 3.0)
 
 
 def azr_without_gates(d: NDArray[np.float64]) -> NDArray[np.float64]:
-    return proposer_reward(learnability("azr", ndtr(0.4 * d / 2), p_star(d), 0.05))
+    return proposer_reward("azr", learnability("azr", ndtr(0.4 * d / 2), p_star(d), 0.05))
 
 
 def test_the_policy_moves_to_the_known_frontier() -> None:

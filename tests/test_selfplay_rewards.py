@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from gg_ray.config import RewardName
 from gg_ray.selfplay.rewards import (
     RewardError,
     learnability,
@@ -114,29 +115,35 @@ def test_skill_without_any_effect_is_finite() -> None:
 
 
 def test_solver_rule() -> None:
-    np.testing.assert_allclose(solver_learnability([0.0, 0.25, 1.0]), [0.0, 0.75, 0.0])
+    np.testing.assert_allclose(solver_learnability([0.0, 0.25, 1.0, np.nan]), [0.0, 0.75, 0.0, np.nan])
 
 
 @pytest.mark.parametrize(
     ("arguments", "want"),
     [
         ({"learnability_v": 0.8}, 0.8),
-        ({"learnability_v": 0.8, "malformed": True, "gate_failed": True}, -1.0),
         ({"learnability_v": 0.8, "gate_failed": True, "progress": 0.5}, -0.5),
         ({"learnability_v": 0.8, "learnability_s": 0.4}, 0.7 * 0.8 + 0.3 * 0.4),
         ({"learnability_v": 0.8, "novelty": 0.5}, 0.6),
-        ({"learnability_v": 0.8, "similarity": 0.9}, 0.8),
-        ({"learnability_v": 0.8, "similarity": 1.0}, 0.75),
         ({"learnability_v": 0.8, "progress": -0.5}, 0.7),
     ],
 )
 def test_proposer_reward_table(arguments: dict[str, float], want: float) -> None:
-    assert float(proposer_reward(**arguments)) == pytest.approx(want)
+    assert float(proposer_reward("ours", **arguments)) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("arm", ["azr", "sfl", "rzero", "regret"])
+def test_rewards_of_others_are_paid_as_their_authors_wrote_them(arm: RewardName) -> None:
+    """Novelty, progress and the Solver's term are ours: an arm for comparison that had them would not be theirs."""
+    ours_alone = {"learnability_s": 0.1, "novelty": 0.2, "progress": -0.5}
+    assert float(proposer_reward(arm, 0.8, **ours_alone)) == 0.8
+    assert float(proposer_reward(arm, 0.0, **ours_alone)) == 0.0, "well-formed and worth nothing is no failure"
+    assert float(proposer_reward(arm, 0.8, gate_failed=True)) == -0.5
 
 
 def test_proposer_reward_of_a_batch() -> None:
     got = proposer_reward(
-        [0.5, np.nan, 1.0], malformed=[False, False, False], gate_failed=[False, True, False],
+        "ours", [0.5, np.nan, 1.0], gate_failed=[False, True, False],
         learnability_s=[np.nan, np.nan, 0.0], novelty=[1.0, 1.0, 0.2],
     )  # fmt: skip
     np.testing.assert_allclose(got, [0.5, -0.5, 0.7 * 0.6])

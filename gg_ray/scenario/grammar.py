@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -381,9 +380,14 @@ def _metered(case_name: str, plan: MeterPlan) -> tuple[Bool, Bool]:
 
 
 def program_hash(program: Program) -> int:
-    """64-bit hash of what the program does; seeds and source are left out (gate G6 counts meanings, not draws)."""
-    body: Iterable[object] = (program.case, program.context_id, program.plan_id, program.scans, program.events)
-    return int.from_bytes(hashlib.blake2b(repr(tuple(body)).encode(), digest_size=8).digest(), "little")
+    """64-bit hash of what the program does; seeds and source are left out (gate G6 counts meanings, not draws).
+
+    Of a program with events the context is left out too: it is drawn anew for each, so repeats would never be found.
+    Without events the context is all there is.
+    """
+    news: object = program.events or program.context_id
+    body = (program.case, program.plan_id, program.scans, news)
+    return int.from_bytes(hashlib.blake2b(repr(body).encode(), digest_size=8).digest(), "little")
 
 
 def first_family(program: Program) -> str:

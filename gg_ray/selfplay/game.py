@@ -9,25 +9,29 @@ Both loops hold the same words; what differs is only who carries the calls.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gg_ray.config import RunConfig
+from gg_ray.config import RunConfig, SelfplayConfig
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import Learner, new_verifier, to_numpy
-from gg_ray.records import Event, Program
+from gg_ray.records import FAMILIES, Event, Program
+from gg_ray.replay.segments import decode_experiences, encode_experiences
 from gg_ray.scenario.gates import GateCounters, NoveltyGate
-from gg_ray.scenario.grammar import Grammar, training_families
-from gg_ray.selfplay.archive import Elites
+from gg_ray.scenario.grammar import Grammar, Stratum, training_families
+from gg_ray.selfplay.archive import Cell, Elites
+from gg_ray.selfplay.averages import Averages
 from gg_ray.selfplay.buffer import Draw, priorities_after
-from gg_ray.selfplay.players import Answered, Lesson, Order, Proposed, Question, new_proposer, new_solver
+from gg_ray.selfplay.players import Answered, Lesson, Order, Proposed, Question, Summary, new_proposer, new_solver
 from gg_ray.selfplay.policy_update import PolicyQueue, ProposerLearner
-from gg_ray.selfplay.rewards import p_star, proposer_reward, solver_learnability
+from gg_ray.selfplay.rewards import p_star, proposer_reward, raw_skill, solver_learnability
 from gg_ray.selfplay.scheduler import Scheduler
 from gg_ray.selfplay.solver import SolverLearner
 from gg_ray.verifier.batch import collate
@@ -37,7 +41,12 @@ ROLE_GAME = 5
 LESSONS = 512
 LESSON_BATCH = 16
 QUESTION_PROGRAMS = 4
-_RATE_DECAY = 0.9
+RATE_DECAY, FAMILY_DECAY = 0.9, 0.95
+"""Memory of the Solver's success and of a family's figures: about ten answers and twenty programs."""
+SOLVER_COUNTS = ("completions", "dropped", "made", "made_plausible")
+AVERAGES = ("solver_rate", "solver_success", "p_bar", "learnability")
+RAW_SKILLS = 512
+"""Newest gated anomalies whose skill before clipping is reported."""
 
 
 class Game:
@@ -58,7 +67,7 @@ class Game:
         self.scheduler = Scheduler(self._scheduler_config(), self.families, cases)
         self.archive = Elites({name: load_case(name) for name in cases})
         self.queue = PolicyQueue(config.proposer)
-        self.novelty = NoveltyGate(config.scenario.novelty_memory)
+        self.novelty = NoveltyGate(config.scenario.novelty_memory, config.scenario.cell_cap)
         self.grammars = {name: Grammar(load_case(name), config.scenario) for name in cases}
         self.counters = GateCounters()
         self.lessons: deque[Lesson] = deque(maxlen=LESSONS)
@@ -67,16 +76,20 @@ class Game:
         self.settled = self.answered = self.lost = 0
         self.versions = {"verifier": 0, "proposer": 0, "solver": 0}
         self.published_updates = {"proposer": 0, "solver": 0}
-        self.solver_rate: dict[str, float] = {}
-        self.solver_stats = {"completions": 0, "dropped": 0, "made": 0}
+        self.solver_rate, self.solver_success = Averages(RATE_DECAY), Averages(RATE_DECAY)
+        """Success of the Solver per grid (shown), and per kind of behaviour (solver_key: paid)."""
+        self.p_bar, self.learnability = Averages(FAMILY_DECAY), Averages(FAMILY_DECAY)
+        """Per family, of gated programs: solve rate, and learnability as the reward arm counts it."""
+        self.solver_stats = dict.fromkeys(SOLVER_COUNTS, 0)
+        self.solves_solver = 0
+        self.uniform_solves = self.uniform_windows = 0
+        """Price of the grammar's own programs: what the control's budget is computed from."""
         self.frontier: deque[tuple[int, float, float, str]] = deque(maxlen=20_000)
         """(step, d_eff, p_bar, family) of gated anomalous programs: figure "d_eff against p_bar over time"."""
         self._metrics: dict[str, float] = {}
 
-    def _scheduler_config(self) -> Any:
+    def _scheduler_config(self) -> SelfplayConfig:
         """Arms without a policy have no policy programs: uniform and plr draw every program from the grammar."""
-        from dataclasses import replace
-
         play = self.config.selfplay
         return play if play.arm == "selfplay" else replace(play, uniform_floor=1.0, mutation_share=0.0)
 
@@ -143,54 +156,62 @@ class Game:
         samples = []
         for index, summary in enumerate(result.summaries):
             self.programs += 1
-            gate = summary.gate
-            if not gate and not self.novelty.is_new(summary.program):
-                gate = "G6"
-                self.counters.stopped["G6"] += 1
-                self.counters.passed -= 1
-            reward_args: dict[str, Any] = {"gate_failed": bool(gate)}
-            if not gate:
-                cell = self.archive.cell_of(summary.program, summary.d_eff)
-                reward_args |= {
-                    "novelty": self.archive.novelty(cell),
-                    "progress": self.scheduler.progress(summary.stratum),
-                    "learnability_s": self._solver_learnability(summary.stratum.case),
-                }
-                self.archive.record(summary.program, summary.d_eff, summary.learnability)
-                self.scheduler.observe(summary.stratum, summary.skill, self.step)
-                self.recent.append(summary.program)
-                if summary.d_eff > 0:
-                    self.frontier.append((self.step, summary.d_eff, summary.p_bar, summary.stratum.family))
-                keep.append(index)
-                self.inserted += summary.windows
+            passed = not summary.gate
+            if summary.program.source == "uniform":
+                self.uniform_solves += summary.solves
+            cell = self.archive.cell_of(summary.program, summary.d_eff)
+            if passed and not self._is_new(summary.program, cell):
+                self.counters.stop_late(summary.program)
+                continue  # dropped: neither into replay nor into the policy's update
             if index in result.samples:
-                from dataclasses import replace
-
-                reward = float(
-                    proposer_reward(summary.learnability, beta=self.config.selfplay.reward_beta, **reward_args)
-                )
-                samples.append(replace(result.samples[index], reward=reward))
+                samples.append(replace(result.samples[index], reward=self._reward(summary, cell)))
+            if passed:
+                self._settle_program(summary, cell)
+                keep.append(index)
         self.queue.put(samples)
         return keep
 
-    def _solver_learnability(self, case: str) -> float:
-        rate = self.solver_rate.get(case)
-        return float("nan") if rate is None else float(solver_learnability(rate))
+    def _is_new(self, program: Program, cell: Cell) -> bool:
+        """Gate G6, which the negative control goes without as without G3 and G4."""
+        if self.config.scenario.gates == "off":
+            return True
+        return self.novelty.is_new(program, "/".join(map(str, cell)) if program.events else "")
+
+    def _reward(self, summary: Summary, cell: Cell) -> float:
+        play = self.config.selfplay
+        reward = proposer_reward(
+            play.reward, summary.learnability, gate_failed=bool(summary.gate), beta=play.reward_beta,
+            novelty=self.archive.novelty(cell), progress=self.scheduler.progress(stratum_of(cell)),
+            learnability_s=solver_learnability(self.solver_success.get(solver_key(cell))),
+        )  # fmt: skip
+        return float(reward)
+
+    def _settle_program(self, summary: Summary, cell: Cell) -> None:
+        """Book a program that passed every gate, as what it is: see stratum_of."""
+        done = stratum_of(cell)
+        self.archive.record(summary.program, summary.d_eff, summary.learnability)
+        self.scheduler.observe(done, summary.skill, self.step)
+        self.recent.append(summary.program)
+        if done.family:
+            self.p_bar.add(done.family, summary.p_bar)
+            self.learnability.add(done.family, summary.learnability)
+        if summary.d_eff > 0:
+            self.frontier.append((self.step, summary.d_eff, summary.p_bar, done.family))
+        self.inserted += summary.windows
+        if summary.program.source == "uniform":
+            self.uniform_windows += summary.windows
 
     def settle_answer(self, result: Answered) -> None:
         """Book a finished solver call; all windows it made go into replay."""
         self.answered += 1
-        case = result.question.programs[0].case
-        for rate in result.rates:
-            if np.isfinite(rate):
-                old = self.solver_rate.get(case, rate)
-                self.solver_rate[case] = _RATE_DECAY * old + (1 - _RATE_DECAY) * rate
-        self.solver_stats["completions"] += result.completions
-        self.solver_stats["dropped"] += result.dropped
-        self.counters.stopped["G5"] += result.dropped
-        self.counters.seen += result.dropped
-        self.solves += len(result.question.programs) * self.config.scenario.scans
-        self.solver_stats["made"] += result.made
+        for program, d_eff, rate in zip(result.question.programs, result.d_eff, result.rates, strict=True):
+            self.solver_rate.add(program.case, rate)
+            self.solver_success.add(solver_key(self.archive.cell_of(program, d_eff)), rate)
+        for name in SOLVER_COUNTS:
+            self.solver_stats[name] += getattr(result, name)
+        self.counters.count_completions(result.made, result.dropped)
+        self.solves += result.solves
+        self.solves_solver += result.solves
         self.lessons.extend(result.lessons)
         self.inserted += result.made
 
@@ -274,52 +295,55 @@ class Game:
         out |= {f"gate/{name}": value for name, value in rates.items()}
         out |= {
             "selfplay/programs": float(self.programs), "selfplay/solves": float(self.solves),
+            "selfplay/solves_solver": float(self.solves_solver),
+            "selfplay/solves_recheck": float(self.counters.recheck_solves),
+            "selfplay/fullest_cell": float(self.novelty.fullest()),
             "selfplay/inserted": float(self.inserted), "selfplay/archive_cells": float(len(self.archive)),
             "selfplay/effective_cells": float(self.archive.effective_cells()),
             "selfplay/version": float(self.versions["verifier"]), "selfplay/lost_calls": float(self.lost),
         }  # fmt: skip
-        recent = [item for item in self.frontier if item[0] >= self.step - 100]
-        if recent:
-            out["selfplay/median_d_eff"] = float(np.median([item[1] for item in recent]))
-            out["selfplay/mean_p_bar"] = float(np.mean([item[2] for item in recent]))
-        for family, value in zip(self.families, self._family_skill(), strict=True):
-            out[f"skill/{family}"] = value
-        for case, rate in self.solver_rate.items():
-            out[f"solver_rate/{case}"] = rate
+        newest = list(itertools.takewhile(lambda item: item[0] >= self.step - 100, reversed(self.frontier)))
+        if newest:
+            out["selfplay/median_d_eff"] = float(np.median([item[1] for item in newest]))
+            out["selfplay/mean_p_bar"] = float(np.mean([item[2] for item in newest]))
+        judged = np.array([item[1:3] for item in itertools.islice(reversed(self.frontier), RAW_SKILLS)])
+        if judged.size:
+            out["skill/raw_p95"] = float(np.percentile(raw_skill(judged[:, 1], p_star(judged[:, 0])), 95))
+        vector = self.scheduler.skill_vector()
+        out |= {f"skill/{family}": float(vector[FAMILIES.index(family)]) for family in self.families}
+        for group, averages in (
+            ("p_bar", self.p_bar), ("learnability", self.learnability), ("solver_rate", self.solver_rate)
+        ):  # fmt: skip
+            out |= {f"{group}/{name}": value for name, value in averages.values.items()}
         out |= {f"solver/{name}": float(value) for name, value in self.solver_stats.items()}
+        if self.solver_stats["made"]:
+            out["solver/plausible_share"] = self.solver_stats["made_plausible"] / self.solver_stats["made"]
         out |= {f"policy/{name}": value for name, value in self.queue.metrics().items()}
         return out
-
-    def _family_skill(self) -> list[float]:
-        from gg_ray.records import FAMILIES
-
-        vector = self.scheduler.skill_vector()
-        return [float(vector[FAMILIES.index(family)]) for family in self.families]
 
     # --- checkpoint -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Complete state apart from replay: a game that loads it continues bit for bit."""
-        from dataclasses import asdict
-
-        c = self.counters
         return {
             "learner": self.learner.state_dict(), "policy": self.policy.state_dict(),
             "solver": self.solver.state_dict(),
             "scheduler": self.scheduler.state_dict(), "archive": self.archive.state_dict(),
             "queue": self.queue.state_dict(), "novelty": self.novelty.state_dict(),
-            "gates": {"seen": c.seen, "passed": c.passed, "stopped": dict(c.stopped), "by_family": dict(c.by_family)},
+            "gates": asdict(self.counters),
             "recent": [asdict(program) for program in self.recent],
             "frontier": [list(item) for item in self.frontier],
             "lessons": _pack_lessons(self.lessons),
             "counts": {
                 name: getattr(self, name)
                 for name in (
-                    "step", "calls", "questions", "solves", "programs", "inserted", "settled", "answered", "lost",
+                    "step", "calls", "questions", "solves", "solves_solver", "programs", "inserted", "settled",
+                    "answered", "lost", "uniform_solves", "uniform_windows",
                 )
             },
+            "averages": {name: getattr(self, name).state_dict() for name in AVERAGES},
             "versions": dict(self.versions), "published": dict(self.published_updates),
-            "solver_rate": dict(self.solver_rate), "solver_stats": dict(self.solver_stats),
+            "solver_stats": dict(self.solver_stats),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -330,10 +354,7 @@ class Game:
         self.archive.load_state_dict(state["archive"])
         self.queue.load_state_dict(state["queue"])
         self.novelty.load_state_dict(state["novelty"])
-        gates = state["gates"]
-        self.counters = GateCounters(int(gates["seen"]), int(gates["passed"]))
-        self.counters.stopped |= {name: int(count) for name, count in gates["stopped"].items()}
-        self.counters.by_family = {name: [int(a), int(b)] for name, (a, b) in gates["by_family"].items()}
+        self.counters = GateCounters(**state["gates"])
         self.recent = deque((_program(item) for item in state["recent"]), maxlen=self.recent.maxlen)
         self.frontier = deque(
             ((int(a), float(b), float(c), str(d)) for a, b, c, d in state["frontier"]), maxlen=self.frontier.maxlen
@@ -343,8 +364,21 @@ class Game:
             setattr(self, name, int(value))
         self.versions = {name: int(value) for name, value in state["versions"].items()}
         self.published_updates = {name: int(value) for name, value in state["published"].items()}
-        self.solver_rate = {name: float(value) for name, value in state["solver_rate"].items()}
+        for name in AVERAGES:
+            getattr(self, name).load_state_dict(state["averages"][name])
         self.solver_stats = {name: int(value) for name, value in state["solver_stats"].items()}
+
+
+def stratum_of(cell: Cell) -> Stratum:
+    """What a program is, whatever was ordered: where the grammar has no word of a family, it writes a benign one."""
+    if cell.kind in FAMILIES:
+        return Stratum("anomalous", cell.kind, cell.case)
+    return Stratum("hard" if cell.kind == "hard" else "ordinary", "", cell.case)
+
+
+def solver_key(cell: Cell) -> str:
+    """Grid, kind and detectability: whole cells get one answer in hundreds of learner steps."""
+    return f"{cell.case}/{cell.kind}/{cell.d_bin}"
 
 
 def _program(fields: Mapping[str, Any]) -> Program:
@@ -352,8 +386,6 @@ def _program(fields: Mapping[str, Any]) -> Program:
 
 
 def _pack_lessons(lessons: Sequence[Lesson]) -> dict[str, Any]:
-    from gg_ray.replay.segments import encode_experiences
-
     return {
         "experiences": encode_experiences([lesson.experience for lesson in lessons]),
         "hidden": [lesson.hidden_N for lesson in lessons],
@@ -361,8 +393,6 @@ def _pack_lessons(lessons: Sequence[Lesson]) -> dict[str, Any]:
 
 
 def _unpack_lessons(state: Mapping[str, Any]) -> list[Lesson]:
-    from gg_ray.replay.segments import decode_experiences
-
     experiences = decode_experiences(state["experiences"], "solver lessons")
     return [
         Lesson(experience=e, hidden_N=np.asarray(h, dtype=np.float32))

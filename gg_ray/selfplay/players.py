@@ -25,9 +25,10 @@ from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import Event, Experience, Labels, Program, Window
 from gg_ray.scenario.attempt import Attempt, Side
 from gg_ray.scenario.context import ContextSource
-from gg_ray.scenario.gates import GateCounters
+from gg_ray.scenario.gates import G5_PLAUSIBLE, GateCounters
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.scenario.telemetry import materiality_scale
+from gg_ray.selfplay.blocks import Block, draw_block, draw_size, hide
 from gg_ray.selfplay.legal import encode_case
 from gg_ray.selfplay.policy_update import PolicySample
 from gg_ray.selfplay.proposer import Proposer
@@ -68,6 +69,8 @@ class Summary:
     skill: float
     learnability: float
     windows: int
+    solves: int
+    """Power-flow rows that its execution took, the second worlds of hidden events included."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,7 +82,11 @@ class Proposed:
     samples: dict[int, PolicySample]
     """By program index; reward 0 until the game has shaped it."""
     counters: GateCounters
-    solves: int
+
+    @property
+    def solves(self) -> int:
+        """Power-flow rows of this call, those that gate G2 solved again included."""
+        return sum(summary.solves for summary in self.summaries) + self.counters.recheck_solves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +108,21 @@ class Lesson:
 
 @dataclass(slots=True, kw_only=True)
 class Answered:
-    """Result of a Question: success rate per program, what gate G5 did with the completions, and lessons."""
+    """Result of a Question: success rate and d_eff per program, what gate G5 did with the completions, and lessons."""
 
     question: Question
     rates: list[float]
+    """NaN where nothing could be asked."""
+    d_eff: list[float]
     completions: int
     dropped: int
     made: int
     """Windows made for replay; they travel apart."""
+    made_plausible: int
+    """Those of them whose completion is right within 3 sigma."""
     lessons: list[Lesson]
+    solves: int
+    """Power-flow rows that regenerating the programs took."""
 
 
 class ProposerPlayer:
@@ -165,10 +178,7 @@ class ProposerPlayer:
         gates.counters = GateCounters()
         outcomes = self.rollout.run(programs, self.verifier, order.verifier_version, rng)
         summaries = [_summary(o, s) for o, s in zip(outcomes, assignment.strata, strict=True)]
-        proposed = Proposed(
-            order=order, summaries=summaries, samples=samples, counters=gates.counters,
-            solves=count * self.config.scenario.scans,
-        )  # fmt: skip
+        proposed = Proposed(order=order, summaries=summaries, samples=samples, counters=gates.counters)
         return proposed, [o.experiences for o in outcomes]
 
     def _write(
@@ -205,6 +215,7 @@ def _summary(outcome: Outcome, stratum: Stratum) -> Summary:
     return Summary(
         program=outcome.program, stratum=stratum, gate=outcome.gate, d_eff=outcome.d_eff, p_bar=outcome.p_bar,
         p_star=outcome.p_star, skill=outcome.skill, learnability=outcome.learnability, windows=len(outcome.experiences),
+        solves=outcome.solves,
     )  # fmt: skip
 
 
@@ -232,47 +243,47 @@ class SolverPlayer:
         lessons: list[Lesson] = []
         rates: list[float] = []
         dropped = completions = 0
-        for attempt in executor.run(list(question.programs)):
-            if attempt.main is None:
-                rates.append(float("nan"))
-                continue
-            result = self._complete(attempt, question, rng)
+        attempts = executor.run(list(question.programs))
+        for attempt in attempts:
+            result = self._complete(attempt, question, rng) if attempt.main is not None else _Completion()
             made += result.made
             lessons += result.lessons
             rates.append(result.rate)
-            completions += self.config.solver.samples
+            completions += self.config.solver.samples * len(result.lessons)
             dropped += result.dropped
         answered = Answered(
-            question=question, rates=rates, completions=completions, dropped=dropped, made=len(made), lessons=lessons
+            question=question, rates=rates, d_eff=[a.d_eff for a in attempts], completions=completions,
+            dropped=dropped, made=len(made), made_plausible=sum(not e.labels.implausible for e in made),
+            lessons=lessons, solves=sum(a.solves for a in attempts),
         )  # fmt: skip
         return answered, made
 
     def _complete(self, attempt: Attempt, question: Question, rng: np.random.Generator) -> _Completion:
         """One window: the plausible side (twin of an anomaly, else the window itself)."""
-        executor = self.rollout.executor(attempt.program.case)
-        case, plan, span = executor.case, attempt.plan, self.config.solver.horizon
+        executor, settings = self.rollout.executor(attempt.program.case), self.config.solver
+        case, plan = executor.case, attempt.plan
         main, twin = executor.realise(attempt, int(rng.integers(1, 1 << 30)))
         window, side = (main, attempt.main) if twin is None else (twin, attempt.twin)
         assert side is not None
-        centre = int(rng.integers(0, case.n_bus))
-        block, hidden = hide_block(window, executor.fleet.area(centre, 1), plan.at, case.f_bus, case.t_bus, span)
-        if not block.size:
-            return _Completion([], [], float("nan"), 0)
-        masked = hide(window, block, span)
-        lesson = self._experience(attempt, side, masked)
+        hops = executor.fleet.near.hops(int(rng.integers(0, case.n_bus)))
+        meters, span = (draw_size(limit, rng) for limit in (settings.block_meters, settings.horizon))
+        block = draw_block(window, case, plan, hops, meters, span, rng)
+        if not block.meters.size:
+            return _Completion()
+        flags = block.flags(case, plan)
+        lesson = self._experience(attempt, side, hide(window, block))
         batch = collate([lesson], {case.name: case_static(case.name)})
-        flags = hidden.astype(np.float32)
         with torch.inference_mode():
             output = self.solver(batch, torch.from_numpy(flags))
             generator = torch.Generator().manual_seed(int(rng.integers(0, _SEED_SPACE)))
-            states = sample(output, batch.graph, 1, self.config.solver.samples, generator).double().numpy()
-        truth = side.mean_TM[-span:, block]
+            states = sample(output, batch.graph, 1, settings.samples, generator).double().numpy()[:, :, -span:]
+        truth = side.mean_TM[-span:, block.meters]
         made: list[Experience] = []
         dropped, right = 0, 0
         for k in range(states.shape[0]):
             v = ((1.0 + states[k, :, :, 0].T) * np.exp(1j * states[k, :, :, 1].T)).astype(np.complex128)
-            guess = measure(case, v, status_RE=side.status_TE[-span:])[:, plan.channels[block]]
-            error = (guess - truth) / plan.sigma[block]
+            guess = measure(case, v, status_RE=side.status_TE[-span:])[:, plan.channels[block.meters]]
+            error = (guess - truth) / plan.sigma[block.meters]
             right += int(correct(error.ravel()))
             if k == 0:
                 spliced = self._splice(attempt, side, window, block, guess, truth, error)
@@ -281,40 +292,39 @@ class SolverPlayer:
         return _Completion(made, [Lesson(experience=lesson, hidden_N=flags)], right / states.shape[0], dropped)
 
     def _splice(
-        self, attempt: Attempt, side: Side, window: Window, block: NDArray[np.int64], guess: NDArray[np.float64],
+        self, attempt: Attempt, side: Side, window: Window, block: Block, guess: NDArray[np.float64],
         truth: NDArray[np.float64], error: NDArray[np.float64],
     ) -> Experience | None:  # fmt: skip
         """The completion put back with the window's own noise; labelled by gate G5, None if it lies in the margin."""
         executor = self.rollout.executor(attempt.program.case)
         gates = self.rollout.gates(attempt.program.case)
-        scans, span = window.z_TM.shape[0], guess.shape[0]
-        shift = np.zeros((scans, block.size))
+        scans, span, meters = window.z_TM.shape[0], block.span, block.meters
+        shift = np.zeros((scans, meters.size))
         shift[-span:] = guess - truth
-        innovation = Innovation(block, shift, np.zeros(0, dtype=np.int64), np.zeros((scans, 0)))
+        innovation = Innovation(meters, shift, np.zeros(0, dtype=np.int64), np.zeros((scans, 0)))
         d_eff = float(np.sqrt(executor.detectability(attempt.plan).squared([innovation], scans)[0]))
-        scale = materiality_scale(attempt.program.case)[attempt.plan.channels[block]]
+        scale = materiality_scale(attempt.program.case)[attempt.plan.channels[meters]]
         label = gates.completion(error, d_eff, float((np.abs(shift).max(axis=0) / scale).max()))
         if label is None:
             return None
         spliced = replace(window, z_TM=window.z_TM.copy())
-        spliced.z_TM[-span:, block] += guess - truth
+        spliced.z_TM[-span:, meters] += guess - truth
         experience = self._experience(attempt, side, spliced)
         experience.source, experience.d_eff, experience.pair = "solver", d_eff, -1
-        experience.labels = self._labels(attempt, side, block, error, bool(label), scans, span)
+        experience.labels = self._labels(attempt, side, block, error, bool(label), scans)
         return experience
 
     def _labels(
-        self, attempt: Attempt, side: Side, block: NDArray[np.int64], error: NDArray[np.float64], implausible: bool,
-        scans: int, span: int,
+        self, attempt: Attempt, side: Side, block: Block, error: NDArray[np.float64], implausible: bool, scans: int,
     ) -> Labels:  # fmt: skip
         labels = replace(side.labels, node_N=side.labels.node_N.copy(), edge_E=side.labels.edge_E.copy())
         if implausible:
-            wrong = attempt.plan.channels[block[np.abs(error).max(axis=0) >= 3.0]]
+            wrong = attempt.plan.channels[block.meters[np.abs(error).max(axis=0) >= G5_PLAUSIBLE]]
             bus, branch = attempt.plan.layout.owner()
             labels.implausible, labels.type = True, 0  # no family made it: the type head skips it
             labels.node_N[bus[wrong][bus[wrong] >= 0]] = True
             labels.edge_E[branch[wrong][branch[wrong] >= 0]] = True
-            labels.onset, labels.end = scans - span, scans
+            labels.onset, labels.end = scans - block.span, scans
         return labels
 
     def _experience(self, attempt: Attempt, side: Side, window: Window) -> Experience:
@@ -325,39 +335,10 @@ class SolverPlayer:
 
 @dataclass(slots=True)
 class _Completion:
-    made: list[Experience]
+    made: list[Experience] = field(default_factory=list)
     lessons: list[Lesson] = field(default_factory=list)
     rate: float = float("nan")
     dropped: int = 0
-
-
-def hide_block(
-    window: Window, area: NDArray[np.int64], at: Any, f_bus: NDArray[np.int64], t_bus: NDArray[np.int64], span: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Meters to hide: everything of an area's buses and of the branches inside it, if read in all of the last scans.
-
-    Args:    at  plan.at: full-layout channels -> installed positions
-    Returns: installed positions, and [N] flags of buses that lost a meter
-    """
-    n, e = f_bus.max() + 1 if f_bus.size else 0, f_bus.size
-    n = max(int(n), int(t_bus.max()) + 1, int(area.max()) + 1)
-    inside = np.zeros(n, dtype=bool)
-    inside[area] = True
-    branches = np.flatnonzero(inside[f_bus] & inside[t_bus])
-    channels = [np.arange(4) * n + bus for bus in area] + [4 * n + np.arange(4) * e + branch for branch in branches]
-    meters = at(np.concatenate(channels)) if channels else np.zeros(0, dtype=np.int64)
-    read = np.isfinite(window.z_TM[-span:, meters]).all(axis=0)
-    return np.sort(meters[read]), inside
-
-
-def hide(window: Window, block: NDArray[np.int64], span: int) -> Window:
-    """The window as it would look had the block's meters been silent during the last scans: no value, and age grows."""
-    z, age = window.z_TM.copy(), window.age_TM.copy()
-    z[-span:, block] = np.nan
-    before = age[-span - 1, block].astype(np.int64) if len(age) > span else np.full(block.size, 255)
-    since = before + np.arange(1, span + 1)[:, None]
-    age[-span:, block] = np.where(before == 255, 255, np.minimum(since, 254))
-    return replace(window, z_TM=z, age_TM=age)
 
 
 def new_proposer(config: RunConfig) -> Proposer:

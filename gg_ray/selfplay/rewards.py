@@ -16,11 +16,7 @@ from scipy.special import ndtr
 from gg_ray.config import RewardName
 from gg_ray.records import F64
 
-MALFORMED = -1.0
 GATE_FAILED = -0.5
-REPETITION_FREE = 0.9
-"""Similarity to the memory of behaviours above which a program pays for repeating it."""
-REPETITION_WEIGHT = 0.5
 PROGRESS_WEIGHT = 0.2
 _CHANCE = 0.5
 _SMALLEST_MARGIN = 1e-6
@@ -93,35 +89,38 @@ def learnability(arm: RewardName, p_bar: ArrayLike, oracle: ArrayLike, epsilon: 
 
 
 def solver_learnability(success_rate: ArrayLike) -> F64:
-    """Absolute Zero's rule, for the Solver, where no oracle is known: 1 - rate, but 0 at rate 0 and at rate 1."""
+    """Absolute Zero's rule, for the Solver, where no oracle is known: 1 - rate, but 0 at rate 0 and at rate 1.
+
+    NaN (no answer yet) stays NaN.
+    """
     rate = np.asarray(success_rate, dtype=np.float64)
     return np.where((rate <= 0.0) | (rate >= 1.0), 0.0, 1.0 - rate)
 
 
 def proposer_reward(
+    arm: RewardName,
     learnability_v: ArrayLike,
     *,
-    malformed: ArrayLike = False,
     gate_failed: ArrayLike = False,
     learnability_s: ArrayLike = np.nan,
     beta: float = 0.7,
     novelty: ArrayLike = 1.0,
-    similarity: ArrayLike = 0.0,
     progress: ArrayLike = 0.0,
 ) -> F64:
     """Reward of programs; every argument is [P] or a scalar for all of them.
 
-    Args:    learnability_v  of the Verifier;  learnability_s of the Solver, NaN where it gave no answer (beta is 1)
-             malformed, gate_failed  end the matter at -1 and -0.5; other arguments of such programs are not read
+    Args:    arm             selfplay.reward; only `ours` is shaped, the arms of others pay learnability_v as it is
+             learnability_v  of the Verifier;  learnability_s of the Solver, NaN where it gave no answer (beta is 1)
+             gate_failed     ends the matter at -0.5; other arguments of such programs are not read
              beta            weight of learnability_v (selfplay.reward_beta)
              novelty         (0, 1], archive.Elites.novelty: a crowded cell halves the reward at most
-             similarity      largest cosine to remembered behaviours;  progress of the program's stratum, -.5 to .5
+             progress        learning progress of the program's stratum, -.5 to .5
     Returns: [P]
     """
-    of_v, of_s = np.asarray(learnability_v, dtype=np.float64), np.asarray(learnability_s, dtype=np.float64)
-    mixed = np.where(np.isnan(of_s), of_v, beta * of_v + (1.0 - beta) * of_s)
-    shaped = mixed * (0.5 + 0.5 * np.asarray(novelty, dtype=np.float64))
-    repeated = np.maximum(0.0, np.asarray(similarity, dtype=np.float64) - REPETITION_FREE)
-    earned = shaped - REPETITION_WEIGHT * repeated + PROGRESS_WEIGHT * np.asarray(progress, dtype=np.float64)
-    passed = np.where(np.asarray(gate_failed, dtype=bool), GATE_FAILED, earned)
-    return np.where(np.asarray(malformed, dtype=bool), MALFORMED, passed)
+    earned = np.asarray(learnability_v, dtype=np.float64)
+    if arm == "ours":
+        of_s = np.asarray(learnability_s, dtype=np.float64)
+        mixed = np.where(np.isnan(of_s), earned, beta * earned + (1.0 - beta) * of_s)
+        shaped = mixed * (0.5 + 0.5 * np.asarray(novelty, dtype=np.float64))
+        earned = shaped + PROGRESS_WEIGHT * np.asarray(progress, dtype=np.float64)
+    return np.where(np.asarray(gate_failed, dtype=bool), GATE_FAILED, earned)

@@ -42,6 +42,8 @@ class Outcome:
     p_star: float = 0.0
     skill: float = 0.0
     learnability: float = 0.0
+    solves: int = 0
+    """Power-flow rows of its execution."""
     experiences: list[Experience] = field(default_factory=list)
 
 
@@ -90,7 +92,9 @@ class Rollout:
         case = programs[0].case
         attempts = self.executor(case).run(programs, self.split)
         verdicts = self.gates(case).check(attempts, rng)
-        outcomes = [Outcome(a.program, v, d_eff=a.d_eff) for a, v in zip(attempts, verdicts, strict=True)]
+        outcomes = [
+            Outcome(a.program, v, d_eff=a.d_eff, solves=a.solves) for a, v in zip(attempts, verdicts, strict=True)
+        ]  # fmt: skip
         passed = [i for i, v in enumerate(verdicts) if not v]
         by_plan: dict[int, list[int]] = {}
         for i in passed:
