@@ -299,8 +299,8 @@ COMMANDS: dict[str, Command] = {
 PACKAGES = ("gg_ray", "actors", "tune", "serve")
 """Ours. An exception class that one of them defines has a message for the user: no traceback, exit code 1."""
 REFUSALS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 """What a file system says when it will not: the user can do something about it, unlike any other OSError."""
 

@@ -185,7 +185,7 @@ def training_figures(folder: Path, game: Game, metrics_path: Path) -> dict[str, 
         if family in families and d_eff >= D_BINS[0]:
             counts[families.index(family), np.searchsorted(D_BINS[1:-1], d_eff, side="right")] += 1
     steps = [r["step"] for r in rows if "gate/G1" in r]
-    rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G6", "pass")}
+    rates = {g: [r[f"gate/{g}"] for r in rows if "gate/G1" in r] for g in ("G1", "G2", "G3", "G4", "G5", "G6", "pass")}
     return _drawn(
         {
             "Learning curves": lambda: figures.learning_curves(rows, folder / "learning.png", keys=keys),
@@ -198,7 +198,7 @@ def training_figures(folder: Path, game: Game, metrics_path: Path) -> dict[str, 
             "Coverage: gated programs by family and detectability": (
                 lambda: figures.coverage(counts, families, D_BINS, folder / "coverage.png")
             ),
-            "Share of programs stopped by each gate": (
+            "Share of programs that each gate stops, and share that passes": (
                 lambda: figures.gate_rates(steps, rates, folder / "gates.png")
             ),
         }
@@ -232,7 +232,7 @@ def _case_figures(folder: Path, evaluation: Evaluation, case: str) -> list[tuple
     shown, curve = evaluation.exhibits[case], folder / f"reliability_{case}.png"
     out: list[tuple[str, Callable[[], Path]]] = [
         ("reliability of P(implausible)", lambda: figures.reliability(shown.prob_B, shown.implausible_B, curve)),
-        ("localisation of one held-out attack", lambda: _map(folder, evaluation, case)),
+        ("localisation in the implausible window that the model ranks highest", lambda: _map(folder, evaluation, case)),
     ]
     rows = [b.rows for b in evaluation.results.results if b.suite == "windows" and b.case == case]
     if rows:

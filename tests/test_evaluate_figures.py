@@ -74,7 +74,7 @@ EMPTY: dict[str, tuple[str, Draw]] = {
     "heatmap": ("no row has recall", lambda p: figures.family_method_heatmap([Row(method="a", family="b")], p)),
     "coverage": ("every cell", lambda p: figures.coverage([[0]], ["S1"], [3, 6], p)),
     "coverage_shape": ("edges", lambda p: figures.coverage([[1, 2]], ["S1"], [3, 6], p)),
-    "gates": ("no gate", lambda p: figures.gate_rates([], {}, p)),
+    "gates": ("0 gates", lambda p: figures.gate_rates([], {}, p)),
     "map": ("must be equal", lambda p: figures.grid_map([[0, 0]], [[], []], [1, 2], [True], p)),
 }  # fmt: skip
 

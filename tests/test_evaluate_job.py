@@ -27,7 +27,7 @@ from gg_ray.evaluate.job import (
     serially,
 )
 from gg_ray.evaluate.results import MACRO, ORACLE, POOLED
-from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output, Thresholds
+from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output, Thresholds, affected
 from gg_ray.evaluate.suites import Day, Group, SuiteMaker, WindowSuite
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import F64, FAMILIES
@@ -367,7 +367,7 @@ def test_the_sample_of_an_exhibit_can_be_written_and_read(both: GridResult, aske
 def highest(asked: Asked, outputs: Sequence[Output]) -> tuple[F64, np.ndarray[Any, Any]]:
     """Bus scores and truth of the implausible window of the highest score, found by sorting them all."""
     found = [
-        (out.score_B[row], out.node_BN[row], group.labels[row].node_N)
+        (out.score_B[row], out.node_BN[row], affected(group.labels[row], group.prepared.case))
         for group, out in zip(asked.windows.test, outputs, strict=True)
         for row, family in enumerate(group.families)
         if family and out.node_BN is not None

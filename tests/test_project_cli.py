@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -10,14 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from actors.evaluation import spread
+from actors.evaluation import EvaluationLost, spread
+from actors.placement import ResourceError
+from actors.replay import ReplayLost
 from gg_ray import cli
 from gg_ray.config import ConfigError, RunConfig
 from gg_ray.config_io import from_dict, load, parse, setting_paths
 from gg_ray.doctor import Check
 from gg_ray.evaluate.job import serially
+from gg_ray.files import CheckpointError, write_atomic
+from gg_ray.grid.cases import CaseError
 from gg_ray.options import options_of
 from gg_ray.selfplay.loop import play as serial_play
+from gg_ray.verifier.pyg_temporal import PygTemporalMissing
 
 
 class Recorder:
@@ -145,7 +152,10 @@ def test_aliases_stand_for_settings_and_are_in_the_help() -> None:
         (["train", "--learner.hidden=3"], "--verifier.hidden"),
         (["train", "--config", "smok"], "did you mean smoke?"),
         (["train", "--scenario.scans", "17"], "scenario.scans: 17; choose one of (16, 24, 48)"),
-        (["train", "--cases", "case39"], "'case39' cannot be trained on"),
+        (["train", "--cases", "case39"], "'case39' cannot be trained on; choose from case14"),
+        (["train", "--cases", "case41"], "'case41' cannot be trained on; did you mean case14? choose from"),
+        (["train", "--evaluate.held-out-cases", "case41"], "unknown grid case 'case41'; did you mean"),
+        (["train", "--evaluate.suite", "quik"], "unknown suite 'quik'; did you mean quick?"),
         (["doctor", "--fix"], "unknown option --fix"),
     ],
 )
@@ -187,6 +197,75 @@ def test_an_interrupted_command_ends_with_130(
     monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("", interrupted))
     assert cli.main(["train"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def fails_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
+    def failing(args: object) -> int:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "train", cli.Command("", failing))
+    return cli.main(["train"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointError("torn"), CaseError("no such bus"), ResourceError("need 3, have 2"),
+        ReplayLost("gone"), EvaluationLost("gone"), PygTemporalMissing("install it"),
+    ],
+)  # fmt: skip
+def test_errors_of_our_packages_are_one_line_whatever_they_derive_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert fails_with(monkeypatch, error) == 1
+    assert capsys.readouterr().err == f"gg-ray: error: {error}\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EEXIST])
+def test_a_refusal_of_the_file_system_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    assert fails_with(monkeypatch, OSError(code, os.strerror(code), "runs/a/report.md")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"gg-ray: error: runs/a/report.md: {os.strerror(code)}; ")
+    assert said.count("\n") == 1
+    assert "--out" in said
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), FileNotFoundError(errno.ENOENT, "x", "y")])
+def test_an_error_that_is_nobodys_message_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with pytest.raises(type(error)):
+        fails_with(monkeypatch, error)
+
+
+def test_evaluate_onto_a_file_ends_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(
+        "gg_ray.commands.evaluate_model", lambda *args: write_atomic(args[3] / "results.json", "{}") and 0
+    )
+    assert cli.main(["evaluate", "--no-parallel", "--out", str(tmp_path / "file")]) == 1
+    assert f"{tmp_path}/file/results.json: File exists" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.dup2", lambda *_: 0)
+    assert fails_with(monkeypatch, BrokenPipeError(errno.EPIPE, "Broken pipe")) == 1
+
+
+def test_an_encoder_whose_package_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gg_ray.verifier.pyg_temporal.installed", lambda: False)
+    assert cli.main(["train", "--config", "smoke", "--cases", "case14", "--verifier.encoder", "pygt_tgcn"]) == 1
+    said = capsys.readouterr().err
+    assert "gg-ray: error: verifier.encoder 'pygt_tgcn' needs torch-geometric-temporal: pip install" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("required", "code"), [(True, 1), (False, 0)])

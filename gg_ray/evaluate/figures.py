@@ -91,7 +91,8 @@ def deff_vs_pbar(d_eff_K: ArrayLike, p_bar_K: ArrayLike, step_K: ArrayLike, path
     d, p, step = d[ok], p[ok], step[ok]
     right = float(np.clip(np.quantile(d, 0.99) * 1.05, 8.0, D_SHOWN))
     figure, ax = _single((6.4, 4.2))
-    dots = ax.scatter(np.minimum(d, right), p, c=step, s=9, cmap="cividis", alpha=0.7, linewidths=0)
+    size = float(np.clip(4000 / d.size, 9, 40))
+    dots = ax.scatter(np.minimum(d, right), p, c=step, s=size, cmap="cividis", alpha=0.7, linewidths=0)
     curve = np.linspace(0, right, 200)
     ax.plot(curve, metrics.oracle_accuracy(curve), color=COLOURS[1], linewidth=2, label="oracle, Φ(d/2)")
     ax.axhline(0.5, color=GREY, linewidth=1, linestyle="--", label="chance")
@@ -118,7 +119,7 @@ def family_method_heatmap(rows: Sequence[Row], path: Path, *, field: str = "reca
 
 
 def coverage(count_FD: ArrayLike, families: Sequence[str], d_edges: Sequence[float], path: Path) -> Path:
-    """Windows seen per family and detectability bin (logarithmic colour); empty cells are hatched.
+    """Programs seen per family and detectability bin (logarithmic colour); empty cells are hatched.
 
     d_edges has one entry more than count_FD has columns; its last may be inf.
     """
@@ -129,16 +130,18 @@ def coverage(count_FD: ArrayLike, families: Sequence[str], d_edges: Sequence[flo
         raise FigureError("coverage: every cell is empty")
     bins = [f"≥ {a:g}" if math.isinf(b) else f"{a:g}-{b:g}" for a, b in itertools.pairwise(d_edges)]
     cells = np.where(counts > 0, counts, np.nan)
-    return _matrix(cells, list(families), bins, path, label="windows", unit=False, xlabel="detectability d_eff")
+    return _matrix(cells, list(families), bins, path, label="programs", unit=False, xlabel="detectability d_eff")
 
 
 def gate_rates(step_K: ArrayLike, rates: Mapping[str, ArrayLike], path: Path) -> Path:
-    """Share of programs that pass each gate over time, 0 to 1."""
-    if not rates:
-        raise FigureError("gate rates: no gate given")
+    """Share of programs at each gate over time, 0 to 1; many lie at 0, so the first ones are the widest."""
+    if not rates or np.asarray(step_K).size == 0:
+        raise FigureError(f"gate rates: {len(rates)} gates over {np.asarray(step_K).size} steps")
     figure, ax = _single((6.8, 3.8))
     for i, (name, values) in enumerate(rates.items()):
-        _line(ax, i, np.asarray(step_K), np.asarray(values, dtype=np.float64), name)
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        width = 1.4 + 0.6 * (len(rates) - 1 - i)
+        ax.plot(step_K, np.asarray(values, dtype=np.float64), style, color=colour, linewidth=width, label=name)
     ax.set_ylim(-0.02, 1.03)
     ax.set_xlabel("step", fontsize=10)
     ax.set_ylabel("share of programs", fontsize=10)
@@ -236,11 +239,6 @@ def _single(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _line(ax: Axes, i: int, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], label: str) -> None:
-    style = STYLES[i // len(COLOURS) % len(STYLES)]
-    ax.plot(x, y, color=COLOURS[i % len(COLOURS)], linestyle=style, linewidth=1.8, label=label)
-
-
 def _running_median(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     half = max(1, len(values) // 40)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
@@ -275,7 +273,11 @@ def _matrix(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_xlabel(xlabel, fontsize=10)
-    figure.colorbar(image, ax=ax, label=label, pad=0.02)
+    bar = figure.colorbar(image, ax=ax, label=label, pad=0.02)
+    if not unit:  # counts, not powers of ten
+        ticks = np.unique(np.round(np.geomspace(1.0, top, 5)))
+        bar.set_ticks(ticks.tolist(), labels=[_short(tick) for tick in ticks])
+        bar.minorticks_off()
     return _save(figure, path)
 
 

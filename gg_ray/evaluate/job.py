@@ -30,6 +30,7 @@ from gg_ray.evaluate.scoring import (
     NetworkMethod,
     Output,
     Thresholds,
+    affected,
     stop_check,
     timeline_block,
     window_block,
@@ -236,7 +237,7 @@ def _exhibit(suite: WindowSuite, outputs: Sequence[Output]) -> Exhibit:
             continue
         row = rows[int(np.argmax(out.score_B[rows]))]
         if best is None or out.score_B[row] > best[0]:
-            best = float(out.score_B[row]), (out.node_BN[row], group.labels[row].node_N)
+            best = float(out.score_B[row]), (out.node_BN[row], affected(group.labels[row], group.prepared.case))
     implausible = np.array([bool(f) for group in suite.test for f in group.families])
     disturbed = np.array([label.disturbance for group in suite.test for label in group.labels])
     return Exhibit(

@@ -198,7 +198,7 @@ def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, ho
                 prob.append(out.prob_B[row])
             if out.node_BN is not None:
                 node.append(out.node_BN[row])
-                truth.append(_places(group.labels[row], group.prepared.case))
+                truth.append(affected(group.labels[row], group.prepared.case))
             if out.type_B is not None:
                 kind.append(out.type_B[row])
                 true_kind.append(TYPES.index(own) if own else 0)
@@ -213,8 +213,8 @@ def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, ho
     )  # fmt: skip
 
 
-def _places(label: Labels, case: GridCase) -> Bool:
-    """Affected buses; the ends of affected branches count, since a bus list is what an operator gets."""
+def affected(label: Labels, case: GridCase) -> Bool:
+    """Buses that an anomaly affects; the ends of affected branches count, since a bus list is what an operator gets."""
     out = label.node_N.copy()
     branches = np.flatnonzero(label.edge_E)
     out[case.f_bus[branches]] = out[case.t_bus[branches]] = True
@@ -297,7 +297,7 @@ def _seen(day: Day, methods: Sequence[Method]) -> _Seen:
             ScoredWindows(
                 score_B=out.score_B[[look]],
                 node_score=None if out.node_BN is None else [out.node_BN[look]],
-                node_true=None if out.node_BN is None else [_places(day.labels[look], case)],
+                node_true=None if out.node_BN is None else [affected(day.labels[look], case)],
                 hops=None if out.node_BN is None else [hops],
                 type_pred_B=None if out.type_B is None else out.type_B[[look]],
                 type_true_B=None if out.type_B is None else np.array([TYPES.index(event.family)]),
