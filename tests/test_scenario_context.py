@@ -22,6 +22,7 @@ from gg_ray.scenario import climatology as clim
 from gg_ray.scenario import history as hist
 from gg_ray.scenario.climatology import Climatology, ClimatologyError
 from gg_ray.scenario.context import (
+    RARE_EVERY,
     SPLITS,
     ClimatologySource,
     ContextError,
@@ -472,8 +473,20 @@ def test_extremes_are_load_or_ramp_in_the_outer_percent() -> None:
 @pytest.mark.parametrize("make", SOURCES)
 def test_few_but_some_contexts_are_extreme(make: Callable[[], ContextSource]) -> None:
     source = make()
-    share = np.mean([source.is_extreme(source.window(i, 16, 60.0, s)) for s in SPLITS for i in range(1_000)])
-    assert 0.005 < share < 0.06
+    numbers = np.arange(1_600)
+    flags = np.array([[source.is_extreme(source.window(i, 16, 60.0, s)) for i in numbers.tolist()] for s in SPLITS])
+    rare = numbers % RARE_EVERY == RARE_EVERY - 1
+    assert 0.005 < flags[:, ~rare].mean() < 0.06, "drawn evenly"
+    assert flags[:, rare].mean() > 0.99, "every 16th number draws until it is extreme"
+
+
+@pytest.mark.parametrize("make", SOURCES)
+def test_rare_contexts_are_many_and_of_all_kinds(make: Callable[[], ContextSource]) -> None:
+    source = make()
+    found = [source.window(i, 16, 60.0, "train") for i in range(RARE_EVERY - 1, 100 * RARE_EVERY, RARE_EVERY)]
+    assert len({context.t0_ns for context in found}) > 90
+    load = np.array([context.load_T.mean() for context in found])
+    assert load.min() < 0.7 < 1.3 < load.max()
 
 
 def test_arguments_out_of_range_are_named() -> None:
@@ -518,9 +531,9 @@ def test_window_costs_under_100_microseconds() -> None:
     source.window(0, 16, 60.0, "train")
 
     def once() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for context_id in range(200):
             source.window(context_id, 16, 60.0, "train")
-        return (time.perf_counter() - start) / 200
+        return (time.process_time() - start) / 200
 
     assert min(once() for _ in range(5)) < 100e-6  # the best of five: the machine may be busy
