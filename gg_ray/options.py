@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
@@ -18,6 +19,10 @@ import tyro
 from gg_ray.config import ConfigError, did_you_mean
 
 T = TypeVar("T")
+_CHOICE = re.compile(
+    r"invalid choice '(?P<value>.*)' for argument '(?P<option>[^']*)'\. Expected one of \((?P<known>.*)\)\."
+)
+"""How tyro refuses a word that is none of an option's."""
 
 
 def parse(
@@ -32,8 +37,8 @@ def parse(
 
     Args:    cls  a dataclass;  default  an instance whose values stand where no option is given;
              aliases  short option -> full option
-    Returns: an instance of cls. Raises: ConfigError for an unknown option (with the nearest one) or a refused value;
-             SystemExit from tyro for --help and for values that do not parse, already explained on stderr.
+    Returns: an instance of cls. Raises: ConfigError for an unknown option (with the nearest one) and for a value that
+             does not parse or is refused; SystemExit from tyro for --help.
     """
     full = _expand(args, set(options_of(cls)), aliases or {})
     said = io.StringIO()
@@ -47,8 +52,28 @@ def parse(
             if isinstance(cause, ConfigError):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
+        if stop.code and (text := _in_a_line(said.getvalue())):
+            raise ConfigError(text) from None
         sys.stderr.write(said.getvalue())
         raise
+
+
+def _in_a_line(box: str) -> str:
+    """What tyro says in a box (of hyphens on a terminal without line drawing), up to the rule that ends the message."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:  # the first is the title
+        text = line.strip(" │")
+        if text.strip("─-╰╯"):
+            words += text.split()
+        elif words:
+            break
+    said = " ".join(words)
+    choice = _CHOICE.fullmatch(said)
+    if choice is None:
+        return said
+    known = [word.strip(" '") for word in choice["known"].split(",") if word.strip(" '")]
+    hint = did_you_mean(choice["value"], known) or ";"
+    return f"{choice['option']}: {choice['value']!r}{hint} choose from {', '.join(known)}"
 
 
 def options_of(cls: type, prefix: str = "") -> Iterator[str]:

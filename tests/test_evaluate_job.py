@@ -19,7 +19,6 @@ from gg_ray.evaluate.job import (
     GridJob,
     GridResult,
     Weights,
-    comparisons,
     evaluate,
     methods_of,
     run_grid,
@@ -27,8 +26,8 @@ from gg_ray.evaluate.job import (
     serially,
 )
 from gg_ray.evaluate.results import MACRO, ORACLE, POOLED
-from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output, Thresholds, affected
-from gg_ray.evaluate.suites import Day, Group, SuiteMaker, WindowSuite
+from gg_ray.evaluate.scoring import FPR, BlockInfo, Method, NetworkMethod, Output, affected
+from gg_ray.evaluate.suites import Day, SuiteMaker, WindowSuite
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import F64, FAMILIES
 from gg_ray.scenario.context import context_source, split_of
@@ -405,7 +404,27 @@ def test_a_model_without_probabilities_and_places_shows_its_scores(asked: Asked)
     assert shown.place is None
 
 
-# ---------------------------------------------------------------- thresholds
+# ---------------------------------------------------------------- comparisons, thresholds
+
+
+def test_the_difference_is_that_of_the_macro_rows(both: GridResult) -> None:
+    block = both.blocks[0]
+    ours, theirs = block.row("verifier"), block.row("rough")
+    assert ours is not None
+    assert theirs is not None
+    assert ours.balanced_accuracy is not None
+    assert theirs.balanced_accuracy is not None
+    [found] = both.comparisons
+    expected = ours.balanced_accuracy - theirs.balanced_accuracy
+    assert expected != 0.0
+    assert found.difference.mean == pytest.approx(expected, abs=1e-12)
+
+
+def macro(families: list[str], flagged: np.ndarray[Any, Any]) -> float:
+    """Macro balanced accuracy, by its definition and family by family."""
+    names = np.array(families)
+    specificity = np.mean(~flagged[names == ""])
+    return float(np.mean([0.5 * (specificity + np.mean(flagged[names == f])) for f in sorted(set(families) - {""})]))
 
 
 @pytest.mark.parametrize("method", ["verifier", "rough"])
@@ -468,96 +487,3 @@ def test_thresholds_do_not_change_with_the_test_windows_and_days(asked: Asked, m
     np.testing.assert_array_equal(more.calibration, few.calibration)
     for now, before in zip(suite_from(larger).validation, asked.windows.validation, strict=True):
         np.testing.assert_array_equal(now.z_BTM, before.z_BTM)
-
-
-# ---------------------------------------------------------------- comparisons
-
-
-def suite_of(asked: Evaluation, *families: list[str]) -> WindowSuite:
-    """A suite whose groups have these families; comparisons read nothing else of the windows."""
-    real = asked.windows.test[0]
-    groups = [Group(real.prepared, [], list(f), [0.0] * len(f), [False] * len(f)) for f in families]
-    return replace(asked.windows, test=groups)
-
-
-def limits(**scores: float) -> dict[str, Thresholds]:
-    return {name: Thresholds(score, None) for name, score in scores.items()}
-
-
-def macro(families: list[str], flagged: np.ndarray[Any, Any]) -> float:
-    """Macro balanced accuracy, by its definition and family by family."""
-    names = np.array(families)
-    specificity = np.mean(~flagged[names == ""])
-    return float(np.mean([0.5 * (specificity + np.mean(flagged[names == f])) for f in sorted(set(families) - {""})]))
-
-
-def test_a_method_against_itself_differs_by_exactly_nothing(asked: Asked) -> None:
-    suite, outputs = asked.windows, asked.outputs
-    twice = {"ours": outputs["rough"], "copy": outputs["rough"]}
-    [found] = comparisons(suite, twice, limits(ours=0.3, copy=0.3), "ours", 0)
-    assert found.than == "copy"
-    assert (found.difference.mean, found.difference.low, found.difference.high) == (0.0, 0.0, 0.0)
-
-
-def test_weights_make_the_mean_the_macro_accuracy(asked: Asked) -> None:
-    """Families of unequal size over two groups, random scores: the difference is that of the macro figures."""
-    rng = np.random.default_rng(3)
-    one = ["S1"] * 7 + [""] * 9 + ["A2"] * 2 + ["T3"]
-    two = [""] * 4 + ["A2"] * 3 + ["S1"] * 1
-    suite, families = suite_of(asked, one, two), one + two
-    for _ in range(20):
-        thresholds = limits(ours=0.2, theirs=-0.4)
-        made = {name: [rng.normal(size=len(one)), rng.normal(size=len(two))] for name in thresholds}
-        outputs = {name: [Output(part) for part in parts] for name, parts in made.items()}
-        expected = {n: macro(families, np.concatenate(parts) > thresholds[n].score) for n, parts in made.items()}
-        [found] = comparisons(suite, outputs, thresholds, "ours", 0)
-        assert found.difference.mean == pytest.approx(expected["ours"] - expected["theirs"], abs=1e-12)
-        assert found.difference.low <= found.difference.mean <= found.difference.high
-
-
-def test_the_difference_is_that_of_the_macro_rows(both: GridResult) -> None:
-    block = both.blocks[0]
-    ours, theirs = block.row("verifier"), block.row("rough")
-    assert ours is not None
-    assert theirs is not None
-    assert ours.balanced_accuracy is not None
-    assert theirs.balanced_accuracy is not None
-    [found] = both.comparisons
-    expected = ours.balanced_accuracy - theirs.balanced_accuracy
-    assert expected != 0.0
-    assert found.difference.mean == pytest.approx(expected, abs=1e-12)
-
-
-def test_a_strictly_better_method_has_a_positive_interval_and_the_worse_its_mirror(asked: Asked) -> None:
-    """Right wherever the other is, and on half of its errors besides."""
-    families = [f for f in ("S1", "T2", "A3") for _ in range(20)] + [""] * 60
-    truth = np.array([bool(f) for f in families])
-    good, poor = truth.astype(float), truth.astype(float)
-    poor[::2] = 1.0 - poor[::2]
-    good[::4] = 1.0 - good[::4]
-    suite, outputs = suite_of(asked, families), {"good": [Output(good)], "poor": [Output(poor)]}
-    thresholds = limits(good=0.5, poor=0.5)
-    [better] = comparisons(suite, outputs, thresholds, "good", 0)
-    assert 0.0 < better.difference.low < better.difference.mean < better.difference.high < 1.0
-    assert better.difference.mean == pytest.approx(0.25)
-    [worse] = comparisons(suite, outputs, thresholds, "poor", 0)
-    assert worse.difference.mean == pytest.approx(-0.25)
-    assert worse.difference.high < 0.0
-
-
-def test_a_score_on_the_threshold_is_no_alarm(asked: Asked) -> None:
-    families = ["S1"] * 4 + [""] * 4
-    outputs = {"on": [Output(np.full(8, 0.5))], "below": [Output(np.full(8, 0.4))]}
-    [found] = comparisons(suite_of(asked, families), outputs, limits(on=0.5, below=0.5), "on", 0)
-    assert (found.difference.low, found.difference.high) == (0.0, 0.0)
-
-
-def test_intervals_repeat_with_the_seed(asked: Asked) -> None:
-    suite, outputs = asked.windows, asked.outputs
-    thresholds = limits(verifier=0.0, rough=0.05)
-
-    def interval(seed: int) -> tuple[float, float]:
-        [found] = comparisons(suite, outputs, thresholds, "verifier", seed)
-        return found.difference.low, found.difference.high
-
-    assert interval(0) == interval(0)
