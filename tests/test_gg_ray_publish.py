@@ -1,4 +1,4 @@
-"""What a finished run leaves: every figure, the 3x3 matrix, the model and its control; and the same rows again."""
+"""What a finished run leaves: each figure, the three-way matrix, the model and its control; the same rows again."""
 
 from __future__ import annotations
 
