@@ -148,7 +148,7 @@ class _Watcher:
         now = time.monotonic()
         if now - self._shown > 1.0 or step == config.selfplay.steps:
             self._shown = now
-            self.display.update(snapshot(step, config, metrics, game.families))
+            self.display.update(table_fields(step, config, metrics, game.families))
         if step % config.checkpoint.every_steps == 0 or step == config.selfplay.steps:
             path = self.folder.save(game, buffer, time.monotonic() - self.began)
             self.display.note(f"checkpoint {path.name}")
@@ -165,7 +165,7 @@ def _timed(name: str) -> str:
     return f"time/{name}" if name.endswith("blocked_insert_s") or name.endswith("blocked_sample_s") else name
 
 
-def snapshot(step: int, config: RunConfig, metrics: Mapping[str, float], families: Sequence[str]) -> dict[str, Any]:
+def table_fields(step: int, config: RunConfig, metrics: Mapping[str, float], families: Sequence[str]) -> dict[str, Any]:
     """The fields of the live table (console.py) from what is logged (docs/metrics.md)."""
 
     def group(prefix: str) -> dict[str, float]:
@@ -240,7 +240,8 @@ def equal_price(config: RunConfig, rival: Game) -> float:
     replay = config.replay
     if not rival.uniform_windows:
         return replay.samples_per_insert
-    windows = rival.solves * rival.uniform_windows / rival.uniform_solves
+    price = (1.0 + config.scenario.recheck_share) * rival.uniform_solves / rival.uniform_windows
+    windows = rival.solves / price
     spare = max(windows - replay.min_size, 1.0)  # the first filling is drawn from by no step
     return replay.samples_per_insert * max(rival.inserted - replay.min_size, 1) / spare
 

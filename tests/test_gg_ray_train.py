@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from gg_ray import checkpoint, cli
 from gg_ray.config_io import load
+from gg_ray.evaluate.results import Block, Results
 from gg_ray.registry import Registry
 from gg_ray.replay.segments import ColumnStore
 from gg_ray.replay.selectors import Uniform
@@ -33,9 +34,10 @@ from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
-from gg_ray.selfplay.loop import turns
+from gg_ray.selfplay.loop import play, turns
 from gg_ray.selfplay.players import ProposerPlayer, SolverPlayer
 from gg_ray.tracking import compare, read_jsonl
+from gg_ray.train import equal_price, table_fields, train_control, with_control_budget
 
 GOLDEN = Path(__file__).parent / "golden" / "smoke_losses.json"
 STEPS = 18
@@ -244,6 +246,42 @@ def test_a_cleared_table_is_empty_and_goes_on_counting() -> None:
     other, _ = table_of(0, capacity=50)
     other.load_state_dict(table.state_dict())
     assert other.insert({"n": np.arange(3)}, step=61) != []
+
+
+def test_the_control_gets_the_same_budget_and_the_results_say_what_both_spent() -> None:
+    """Its players are not asked for windows by number but for power flows: the rival's Solver spends some of those."""
+    config = load("smoke", {"scenario.cases": ["case14"], "selfplay.steps": 60, "evaluate.every_steps": 0})
+    rival = Game(config)
+    play(config, context_source(None), rival, Buffer(config), lambda _game, _buffer: None)
+    assert rival.solves_solver > 0
+    control = train_control(config, play, rival)
+    assert control.step == rival.step
+    assert control.inserted > rival.inserted
+    assert control.solves == pytest.approx(rival.solves, rel=0.15), "a call is a tenth of so small a budget"
+    block = Block(suite="S1", fold=0, case="case14", model="m", seed=0, commit="c", budget={"fpr": 0.05}, rows=())
+    found = with_control_budget(Results(results=(block,), machine={}, command="x"), control).results[0].budget
+    assert found == {
+        "fpr": 0.05, "control_executor_calls": float(control.solves), "control_learner_steps": float(rival.step)
+    }  # fmt: skip
+    assert equal_price(config, Game(config)) == config.replay.samples_per_insert, "nothing is known of the price"
+
+
+def logged(**more: float) -> dict[str, float]:
+    fixed = {"time/scenarios_per_s": 9.0, "gate/pass": 0.6, "gate/G3": 0.4, "p_bar/S2": 0.7, "learnability/S2": 0.3}
+    return fixed | more
+
+
+def test_the_live_table_shows_what_was_logged() -> None:
+    config = load("laptop", {"mode": "serial"})
+    shown = table_fields(5, config, logged(**{"skill/S2": 0.9, "skill/A2": 0.0}), ("S2", "A2"))
+    assert shown["gates"] == {"pass": 0.6, "G3": 0.4}
+    assert shown["families"] == {
+        "S2": {"solve": 0.7, "learnability": 0.3}, "A2": {"solve": None, "learnability": None}
+    }  # fmt: skip
+    assert shown["actors"] == {"players": "in process"}
+    alive = logged(**{"actors/proposers": 1.0, "actors/solvers": 0.0})
+    assert table_fields(5, load("laptop"), alive, ())["actors"] == {"proposers": (1, 1), "solvers": (0, 1)}
+    assert table_fields(5, load("laptop"), logged(**{"actors/proposers": 1.0}), ())["actors"] == {"proposers": (1, 1)}
 
 
 def test_a_run_of_the_same_name_is_moved_aside(whole: Path, workshop: Path) -> None:
