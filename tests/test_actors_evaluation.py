@@ -94,7 +94,7 @@ def test_an_unknown_grid_ends_before_ray_starts(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.ray
 def test_an_error_inside_a_job_surfaces_as_itself(ray_cluster: None, tmp_path: Path) -> None:
-    """The command line knows errors by the name of their class: one that Ray wraps ends in a traceback."""
+    """The command line knows errors by where their class is defined: one that Ray wraps ends in a traceback."""
     (tmp_path / FOLDER).mkdir()
     torn = replace(CONFIG, scenario=replace(CONFIG.scenario, data_dir=str(tmp_path)))
     with pytest.raises(HistoryError) as here:
