@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,10 @@ FULL = (errno.ENOSPC, errno.EFBIG)
 
 @dataclass
 class Disk:
-    """A folder, and what makes its disk full from then on."""
+    """A folder, and a stretch in which its disk is full."""
 
     root: Path
-    fill: Callable[[], None]
+    full: Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(params=["tmpfs", "file size limit"])
@@ -48,20 +48,29 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
         if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
             pytest.skip("only root may mount")
 
-        def fill() -> None:
+        @contextmanager
+        def full() -> Iterator[None]:
             with (root / "filler").open("wb", buffering=0) as file, suppress(OSError):
                 while file.write(b"x" * 512):
                     pass
+            yield
 
         try:
-            yield Disk(root, fill)
+            yield Disk(root, full)
         finally:
             subprocess.run(["umount", "-l", str(root)], check=True)
         return
+    yield Disk(tmp_path, _small_files)
+
+
+@contextmanager
+def _small_files() -> Iterator[None]:
+    """The limit holds for the whole process, so for pytest's own output as well: lifted before the test ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
     try:
-        yield Disk(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard)))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
@@ -128,8 +137,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(disk: Disk, name: str) -> No
     folder = disk.root / "out"
     WRITERS[name](folder / name, 1)
     before, held = (folder / name).read_bytes(), names(folder)
-    disk.fill()
-    with pytest.raises(OSError, match=str(folder)) as refused:
+    with disk.full(), pytest.raises(OSError, match=str(folder)) as refused:
         WRITERS[name](folder / name, 2)
     assert refused.value.errno in FULL
     assert (folder / name).read_bytes() == before
@@ -145,9 +153,8 @@ def test_a_resume_on_a_full_disk_keeps_the_settings_of_the_run(disk: Disk) -> No
         config=settings,
     )  # fmt: skip
     before = (folder.root / "config.yaml").read_bytes()
-    disk.fill()
     longer = load("smoke", {"scenario.cases": ["case14"], "selfplay.steps": 60})
-    with pytest.raises(OSError, match=r"config\.yaml") as refused:
+    with disk.full(), pytest.raises(OSError, match=r"config\.yaml") as refused:
         RunFolder(folder.root, longer).open("auto")
     assert refused.value.errno in FULL
     assert (folder.root / "config.yaml").read_bytes() == before
