@@ -40,7 +40,7 @@ from gg_ray.files import (
 from gg_ray.nested import Flat, flatten, unflatten
 from gg_ray.provenance import library_versions, version_differences
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout above; a reader refuses any other."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _STEP = re.compile(r"step-(\d+)(\.old)?")

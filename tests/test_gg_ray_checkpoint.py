@@ -296,7 +296,7 @@ def test_foreign_schema_missing_part_and_outside_names_are_refused(tmp_path: Pat
     with pytest.raises(CheckpointError, match="outside the folder"):
         load(path)
     rewrite(path, files=listed, schema=99)
-    with pytest.raises(CheckpointError, match="schema version 99, this code reads 1"):
+    with pytest.raises(CheckpointError, match="schema version 99, this code reads 2"):
         load(path)
     assert latest(tmp_path) is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,14 +242,3 @@ def test_tokens_of_an_event_round_trip() -> None:
     event = Event("scale", 5, 6, 7, 1, 2)
     assert decode(np.array([encode(event), [STOP, *[-1] * 5], encode(event)]))[0] == event
     assert decode(np.array([[STOP, *[-1] * 5]])) == ()
-
-
-def test_a_call_is_fast_enough_for_the_actor() -> None:
-    scene, proposer = world("case30", count=32, exemplars=6), policy()
-    proposer.sample(*scene.call, rng())
-    best = np.inf
-    for seed in range(5):
-        start = time.perf_counter()
-        proposer.sample(*scene.call, rng(seed))
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.06  # typically 0.008 on one core
