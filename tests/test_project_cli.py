@@ -171,7 +171,7 @@ def test_misuse_is_one_line_with_the_way_out(
         (["--learner.lr", "fast"], "--learner.lr: could not convert string to float: 'fast'"),
         (["--selfplay.steps", "1.5"], "--selfplay.steps"),
         (["--gates", "no"], "--scenario.gates: 'no'; choose from on, off"),
-        (["--selfplay.arm", "unifrom"], "--selfplay.arm: 'unifrom'; did you mean uniform? choose from selfplay, uni"),
+        (["--selfplay.arm", "unifor"], "--selfplay.arm: 'unifor'; did you mean uniform? choose from selfplay, uni"),
         (["--seed"], "Missing value for argument '--seed'"),
         (["stray"], "stray"),
     ],
