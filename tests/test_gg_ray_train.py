@@ -259,7 +259,8 @@ def test_the_control_gets_the_same_budget_and_the_results_say_what_both_spent() 
     assert control.inserted > rival.inserted
     assert control.solves == pytest.approx(rival.solves, rel=0.15), "a call is a tenth of so small a budget"
     block = Block(suite="S1", fold=0, case="case14", model="m", seed=0, commit="c", budget={"fpr": 0.05}, rows=())
-    found = with_control_budget(Results(results=(block,), machine={}, command="x"), control).results[0].budget
+    before = Results(suite="S1", results=(block,), machine={}, command="x")
+    found = with_control_budget(before, control).results[0].budget
     assert found == {
         "fpr": 0.05, "control_executor_calls": float(control.solves), "control_learner_steps": float(rival.step)
     }  # fmt: skip
