@@ -26,8 +26,7 @@ from gg_ray.records import F64, I64, Bool
 
 C128 = NDArray[np.complex128]
 FACTOR_EVERY = 3
-"""Iterations that share a Jacobian. On `gb` a factorisation costs three times as much as the rest of an iteration, and
-rows take 5 to 7 iterations instead of 4; with one factor for all of them they take 18."""
+"""Iterations that share a Jacobian: more of them are needed, but fewer factorisations (measured in docs/physics.md)."""
 MAX_ITERATIONS = 24
 _ALGORITHM = "NRSing_KLU"
 _EVERY_N = 1
