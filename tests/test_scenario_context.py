@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS, periods_in_day, settlement_label, settlement_start_ns
 from gg_ray.records import Context
 from gg_ray.scenario import climatology as clim
 from gg_ray.scenario import history as hist
@@ -30,7 +31,7 @@ from gg_ray.scenario.context import (
     context_source,
     split_of,
 )
-from gg_ray.scenario.history import HALF_HOUR_NS, HistoryError
+from gg_ray.scenario.history import HistoryError
 
 DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 with_data = pytest.mark.skipif(not (DATA / hist.FOLDER).is_dir(), reason="no real data: set GG_DATA_DIR")
@@ -45,7 +46,7 @@ def ns(text: str) -> int:
 
 def row(start: datetime, *, late_label: bool = False, **values: object) -> dict[str, object]:
     """One line of the file's shape; late_label gives the known defect, a settlement date one day on."""
-    day, period = hist.settlement_label(int(start.timestamp()) * 10**9)
+    day, period = settlement_label(int(start.timestamp()) * 10**9)
     label = day + timedelta(days=1) if late_label else day
     blank: dict[str, object] = dict.fromkeys(hist.COLUMNS, 0) | dict.fromkeys(hist.INTERCONNECTORS, "")
     start_utc = start.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -90,21 +91,21 @@ SOURCES = [artificial, pytest.param(real, marks=with_data)]
 )
 def test_clock_change_days_have_46_or_50_periods_and_labels_round_trip(day: str, periods: int) -> None:
     local = date.fromisoformat(day)
-    assert hist.periods_in_day(local) == periods
-    starts = [hist.settlement_start_ns(local, p) for p in range(1, periods + 1)]
+    assert periods_in_day(local) == periods
+    starts = [settlement_start_ns(local, p) for p in range(1, periods + 1)]
     assert all(start is not None for start in starts)
-    assert [hist.settlement_label(start) for start in starts if start] == [(local, p) for p in range(1, periods + 1)]
-    assert hist.settlement_start_ns(local, periods + 1) is None
-    assert hist.settlement_start_ns(local, 0) is None
+    assert [settlement_label(start) for start in starts if start] == [(local, p) for p in range(1, periods + 1)]
+    assert settlement_start_ns(local, periods + 1) is None
+    assert settlement_start_ns(local, 0) is None
 
 
 @given(st.integers(ns("2001-01-01") // HALF_HOUR_NS, ns("2030-01-01") // HALF_HOUR_NS))
 def test_label_and_utc_round_trip(index: int) -> None:
-    assert hist.settlement_start_ns(*hist.settlement_label(index * HALF_HOUR_NS)) == index * HALF_HOUR_NS
+    assert settlement_start_ns(*settlement_label(index * HALF_HOUR_NS)) == index * HALF_HOUR_NS
 
 
 def test_summer_period_1_starts_at_23_utc_of_the_day_before() -> None:
-    assert hist.settlement_start_ns(date(2024, 7, 2), 1) == ns("2024-07-01T23:00")
+    assert settlement_start_ns(date(2024, 7, 2), 1) == ns("2024-07-01T23:00")
 
 
 def test_late_date_label_moves_indo_and_leaves_fuels(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_real_files_repair_as_their_provenance_says(year: int, late: int, no_ind
         wrong = [
             line
             for line in csv.DictReader(file)
-            if hist.settlement_label(ns(line["period_start_utc"][:-1]))[0].isoformat() != line["settlement_date"]
+            if settlement_label(ns(line["period_start_utc"][:-1]))[0].isoformat() != line["settlement_date"]
         ]
     assert len(wrong) == late
     t0, load, fuel = hist.read_year(path)
@@ -384,7 +385,7 @@ def test_days_are_whole_distinct_and_stay_in_their_split(make: Callable[[], Cont
         for index in range(0, source.days(split), 7):
             context = source.day(index, 60.0, split)
             check(context, 1_440, split)
-            assert context.t0_ns % hist.DAY_NS == 0
+            assert context.t0_ns % DAY_NS == 0
             assert context.t0_ns not in starts
             starts.add(context.t0_ns)
 

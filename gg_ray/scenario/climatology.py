@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS, LONDON
 from gg_ray.records import F64, I64, Bool
-from gg_ray.scenario.history import DAY_NS, HALF_HOUR_NS, LONDON, HalfHours, history_files, read_history
+from gg_ray.scenario.history import HalfHours, history_files, read_history
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS
 from gg_ray.records import F64, I64, Bool, Context
 from gg_ray.scenario.climatology import Climatology, Extremes, extremes
-from gg_ray.scenario.history import DAY_NS, FOLDER, HALF_HOUR_NS, read_history
+from gg_ray.scenario.history import FOLDER, read_history
 
 log = logging.getLogger(__name__)
 

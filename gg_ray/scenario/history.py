@@ -13,21 +13,17 @@ import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from gg_ray.elexon.settlement import HALF_HOUR_NS, settlement_label, settlement_start_ns
 from gg_ray.records import F64, I64, Bool
 
 log = logging.getLogger(__name__)
 
 YEARS = (2019, 2021, 2023, 2024)
 FOLDER = "elexon_fuelhh_indo"
-LONDON = ZoneInfo("Europe/London")
-HALF_HOUR_NS = 1_800_000_000_000
-DAY_NS = 48 * HALF_HOUR_NS
 
 SYNCHRONOUS = ("CCGT", "COAL", "NUCLEAR", "BIOMASS", "NPSHYD", "OCGT", "OIL", "OTHER")
 INTERCONNECTORS = (
@@ -73,31 +69,6 @@ class HalfHours:
     def shape(self) -> F64:
         """Synchronous share of demand [H]; above 1 only when exporting, there clipped to 1."""
         return np.clip(self.synchronous_mw / self.load_mw, 0.0, 1.0)
-
-
-@cache
-def _midnight_ns(day: date) -> int:
-    """UTC nanoseconds at which the London day begins."""
-    start = datetime(day.year, day.month, day.day, tzinfo=LONDON)
-    return int(start.timestamp()) * 1_000_000_000
-
-
-def periods_in_day(day: date) -> int:
-    """Settlement periods of a London day: 46, 48 or 50."""
-    return (_midnight_ns(day + timedelta(days=1)) - _midnight_ns(day)) // HALF_HOUR_NS
-
-
-def settlement_label(t0_ns: int) -> tuple[date, int]:
-    """London settlement date and period (from 1) of the half-hour that starts at t0_ns (UTC)."""
-    day = datetime.fromtimestamp(t0_ns // 1_000_000_000, tz=UTC).astimezone(LONDON).date()
-    return day, (t0_ns - _midnight_ns(day)) // HALF_HOUR_NS + 1
-
-
-def settlement_start_ns(day: date, period: int) -> int | None:
-    """UTC start of a labelled half-hour; None if the day has no such period (period 50 of a 48-period day)."""
-    if not 1 <= period <= periods_in_day(day):
-        return None
-    return _midnight_ns(day) + (period - 1) * HALF_HOUR_NS
 
 
 def history_files(data_dir: str | Path) -> tuple[Path, ...]:

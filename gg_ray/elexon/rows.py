@@ -1,0 +1,110 @@
+"""Rows of the Elexon streams as typed records: what the service sends, checked field by field, units in the names.
+
+Flow:    JSON of a source -> [rows: parse] -> store, check, scans
+Source:  Insights API schema of June 2026; docs/gb-data.md
+Units:   MW (means over the period unless said), MWh a day for INDOD, Hz; times are aware UTC
+
+One reader for every origin: the pull API, the push queue and the legacy shim all send these fields.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+INTERCONNECTOR_MW = {
+    "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
+    "INTEW": 500, "INTIRL": 500, "INTGRNL": 500,
+}  # fmt: skip
+"""Nominal capacity of each interconnector, MW."""
+FUELS = ("BIOMASS", "CCGT", "COAL", "NPSHYD", "NUCLEAR", "OCGT", "OIL", "OTHER", "PS", "WIND")
+"""Generation codes; PS (pumped storage) is negative while pumping."""
+FUEL_TYPES = (*FUELS, *sorted(INTERCONNECTOR_MW))
+"""Codes that FUELHH and FUELINST are known to carry. Another code is kept, counted and warned about, never dropped."""
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("a time without Z or offset; the feed's zone is not known")
+    return value.astimezone(UTC)
+
+
+def _whole(value: Any) -> Any:
+    """Whole numbers only: a service that starts to send 1e3, true or "12" has changed its fields."""
+    if value is not None and type(value) is not int:
+        raise ValueError(f"{value!r} ({type(value).__name__}) where a whole number is due")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} ({type(value).__name__}) where a number is due")
+    return value
+
+
+Utc = Annotated[datetime, AfterValidator(_utc)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Row(BaseModel):
+    """One published value. Fields the schema may add later are ignored; fields that change type are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class FuelRow(Row):
+    """FUELHH (30-min mean) and FUELINST (5-min mean): generation of one fuel or interconnector, MW, import positive."""
+
+    start: Utc = Field(alias="startTime")
+    fuel: str = Field(alias="fuelType", min_length=1, max_length=32)
+    generation_mw: Whole | None = Field(alias="generation", default=None)
+    published: Utc | None = Field(alias="publishTime", default=None)
+    settlement_date: date | None = Field(alias="settlementDate", default=None)
+    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
+
+
+class FrequencyRow(Row):
+    """FREQ: one sample of system frequency, Hz."""
+
+    time: Utc = Field(alias="measurementTime")
+    frequency_hz: Number = Field(alias="frequency")
+
+
+class DemandRow(Row):
+    """Demand outturn of one half-hour, MW: INDO (national) and ITSDO (transmission system)."""
+
+    start: Utc = Field(alias="startTime")
+    indo_mw: Whole | None = Field(alias="initialDemandOutturn", default=None)
+    itsdo_mw: Whole | None = Field(alias="initialTransmissionSystemDemandOutturn", default=None)
+    published: Utc | None = Field(alias="publishTime", default=None)
+    settlement_date: date | None = Field(alias="settlementDate", default=None)
+    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
+
+
+class OneDemandRow(Row):
+    """INDO or ITSDO as a dataset of its own, or the 5-min rolling demand: one demand, MW."""
+
+    start: Utc = Field(alias="startTime")
+    demand_mw: Whole | None = Field(alias="demand", default=None)
+    published: Utc | None = Field(alias="publishTime", default=None)
+    settlement_date: date | None = Field(alias="settlementDate", default=None)
+    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
+
+
+class DailyDemandRow(Row):
+    """INDOD: national demand of one settlement day, MWh (half the sum of INDO)."""
+
+    settlement_date: date = Field(alias="settlementDate")
+    demand_mwh: Whole | None = Field(alias="demand", default=None)
+    published: Utc | None = Field(alias="publishTime", default=None)
+
+
+class WarningRow(Row):
+    """A system warning as issued."""
+
+    published: Utc = Field(alias="publishTime")
+    kind: str = Field(validation_alias=AliasChoices("warningType", "kind"), max_length=200)
+    text: str = Field(validation_alias=AliasChoices("warningText", "text"), max_length=20_000)
