@@ -90,7 +90,9 @@ class Buckets:
 
     def of(self, host: str) -> TokenBucket:
         with self._lock:
-            return self._held.setdefault(host, self._make()) if host not in self._held else self._held[host]
+            if host not in self._held:
+                self._held[host] = self._make()
+            return self._held[host]
 
 
 HOSTS = Buckets()
