@@ -27,7 +27,7 @@ pytest.importorskip("ElexonDataPortal", reason="no ElexonDataPortal")
 
 HOUR = 60 * MINUTE
 ALWAYS = (T0 - timedelta(days=4000), T0 + timedelta(days=4000))
-pytestmark = pytest.mark.filterwarnings("ignore:Data request was succesful")
+pytestmark = pytest.mark.filterwarnings("ignore:Data request was")
 
 
 def rows_of(name: str, rows: list[dict[str, Any]]) -> Fetched:

@@ -134,7 +134,7 @@ class CachedSource:
             try:
                 async with self._writing:
                     await asyncio.to_thread(store.merge, stream.name, recent, self._now())
-            except OSError as error:
+            except (OSError, ElexonError) as error:
                 self.counts["store_failed"] += 1
                 log.error("%s: the rolling week could not be written: %s", stream.name, error)
 
@@ -180,7 +180,7 @@ class CachedSource:
             return None
         try:
             start, end, rows = await asyncio.to_thread(_stored, store, stream, window, self._now())
-        except OSError as error:
+        except (OSError, ElexonError) as error:
             self.counts["store_failed"] += 1
             log.error("%s: the rolling week could not be read: %s", stream.name, error)
             return None
@@ -197,7 +197,7 @@ class CachedSource:
         self._trimmed = today
         try:
             await asyncio.to_thread(self.store.trim, KEEP_DAYS, self._now())
-        except OSError as error:
+        except (OSError, ElexonError) as error:
             self.counts["store_failed"] += 1
             log.error("the rolling week could not be trimmed: %s", error)
 

@@ -131,9 +131,8 @@ class Circuit:
 
         A call that leaves without an outcome (cancelled) counts as nothing.  Raises: Unavailable when open.
         """
-        self._enter(what)
+        probe = self._enter(what)
         outcome: list[bool] = []
-        probe = self._probing
         try:
             yield outcome.append
         finally:
@@ -142,14 +141,16 @@ class Circuit:
             if outcome:
                 self._settle(outcome[-1], probe)
 
-    def _enter(self, what: str) -> None:
+    def _enter(self, what: str) -> bool:
+        """True if this call is the probe of an open circuit."""
         if self._opened is None:
-            return
+            return False
         left = self._opened + self.rest_s - self._clock()
         if left > 0 or self._probing:
             when = f"next try in {left:.0f} s" if left > 0 else "one try is under way"
             raise Unavailable(f"{what}: not asked, the circuit is open after repeated failures; {when}")
         self._probing = True
+        return True
 
     def _settle(self, succeeded: bool, probe: bool) -> None:
         now = self._clock()

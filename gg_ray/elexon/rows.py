@@ -14,8 +14,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, Strict
 
-from gg_ray.elexon.settlement import midnight_ns
-
 INTERCONNECTOR_MW = {
     "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
     "INTEW": 500, "INTIRL": 500, "INTGRNL": 500,
@@ -125,7 +123,8 @@ class DailyDemandRow(Row):
 
     @property
     def at(self) -> datetime:
-        return datetime.fromtimestamp(midnight_ns(self.settlement_date) // 1_000_000_000, tz=UTC)
+        day = self.settlement_date
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)  # as it is filed, not London's midnight
 
 
 class WarningRow(Row):
