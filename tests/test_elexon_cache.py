@@ -235,6 +235,14 @@ def test_a_history_that_is_fetched_does_not_fill_the_week(cached: CachedSource, 
     assert min(row.at for row in week.rows.values()) >= clock.now() - timedelta(days=KEEP_DAYS)
 
 
+def test_what_the_source_itself_remembered_is_passed_on_and_not_remembered(cached: CachedSource, week: Week) -> None:
+    outer = CachedSource(cached, store=week, now=cached._now)
+    latest(outer)
+    cached.source.error = Unavailable("down")  # type: ignore[attr-defined]
+    assert latest(outer).origin == "cache"
+    assert outer.counts == {"live": 1}
+
+
 def test_an_unreadable_entry_is_no_entry(cached: CachedSource, live: Source) -> None:
     latest(cached)
     live.error = Unavailable("down")

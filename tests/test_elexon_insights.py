@@ -15,6 +15,8 @@ import pytest
 from elexon_clock import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, fuels, half_hours, label, wobble, z
 from elexon_server import HTML, ElexonServer, Reply, ok, problem, zipped
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited, Unavailable, UnknownStream
 from gg_ray.elexon.failed import FailedFolder
@@ -154,6 +156,40 @@ def test_neighbouring_windows_repeat_a_row_that_counts_once(source: InsightsSour
     assert len(server.questions) == 2
     assert len(fetched.rows) == 2 * 5760 + 1
     assert fetched.counts["duplicates"] == 1
+
+
+def test_one_source_lives_through_several_event_loops(source: InsightsSource, server: ElexonServer) -> None:
+    server.rows["/datasets/FREQ"] = freq(T0, wobble(4))
+    for _ in range(3):
+        assert len(asyncio.run(source.fetch("FREQ", T0, T0 + HOUR)).rows) == 4
+    run(source, source.health())
+
+
+@given(
+    name=st.sampled_from(["FUELHH", "FUELINST", "FREQ", "DEMAND", "INDO", "ROLSYSDEM"]),
+    start=st.datetimes(datetime(2024, 3, 25), datetime(2024, 11, 5)),
+    hours=st.floats(0, 24 * 20),
+    late=st.floats(0, 3.2),
+)
+def test_every_row_of_a_window_lies_in_one_of_its_questions(
+    name: str, start: datetime, hours: float, late: float
+) -> None:
+    """Around both clock changes, for rows published up to 3.2 h late."""
+    stream = STREAMS[name]
+    low = start.replace(tzinfo=UTC)
+    high = low + timedelta(hours=hours)
+    requests = requests_of(stream, low, high)
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    first = epoch + -((epoch - low) // stream.cadence) * stream.cadence
+    step = max(1, int((high - first) / stream.cadence) // 50) * stream.cadence
+    at = first
+    while at <= high:
+        publication = at + stream.cadence + timedelta(hours=late)
+        assert any(
+            asked.start - asked.slack <= (publication if asked.by_publish else at) <= asked.end + asked.slack
+            for asked in (request.asked for request in requests)
+        ), at
+        at += step
 
 
 def test_latest_asks_the_overlap(source: InsightsSource, server: ElexonServer, clock: FakeClock) -> None:

@@ -27,6 +27,8 @@ from elexon_rows import (
     wobble,
     z,
 )  # fmt: skip
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gg_ray.elexon import repair
 from gg_ray.elexon.errors import BadAnswer
@@ -352,6 +354,41 @@ def test_a_real_day_through_the_parser_twice_is_byte_for_byte_the_same() -> None
     again = parse(FUELINST, once, *ALWAYS)
     assert to_json(FUELINST, again.rows) == once
     assert not again.counts.keys() & {"duplicates", "superseded", "label_repaired"}
+
+
+@given(
+    rows=st.lists(
+        st.one_of(
+            st.builds(
+                fuel,
+                st.sampled_from([T0 + m * MINUTE for m in (0, 5, 7, 60)]),
+                st.sampled_from(["WIND", "PS", "INTFR", "INTELE"]),
+                st.one_of(st.none(), st.integers(-9, 9), st.floats(), st.booleans(), st.text(max_size=2)),
+                publishTime=st.one_of(st.none(), st.sampled_from([z(T0 + m * MINUTE) for m in (5, 6, 90)])),
+            ),
+            st.recursive(st.one_of(st.none(), st.integers(), st.text(max_size=3)), lambda x: st.lists(x, max_size=2)),
+        ),
+        max_size=12,
+    ),
+    seed=st.integers(0, 9),
+)
+def test_every_row_is_accounted_for(rows: list[Any], seed: int) -> None:
+    low, high = T0, T0 + 10 * MINUTE
+    try:
+        fetched = parse(FUELINST, body(rows), low, high)
+    except BadAnswer:
+        return
+    counts = fetched.counts
+    gone = sum(counts[name] for name in ("rejected", "duplicates", "superseded", "conflicting", "outside"))
+    assert len(fetched.rows) + gone == len(rows)
+    assert len(fetched.rejects) == counts["rejected"]
+    keys = [row.key for row in fetched.rows]
+    assert keys == sorted(set(keys))
+    assert all(low <= row.at <= high for row in fetched.rows)
+    if not counts["conflicting"]:
+        random.Random(seed).shuffle(rows)
+        assert parse(FUELINST, body(rows), low, high).rows == fetched.rows
+    assert parse(FUELINST, to_json(FUELINST, fetched.rows), low, high).rows == fetched.rows
 
 
 def test_rejects_are_bounded_but_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:

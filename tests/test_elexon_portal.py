@@ -286,6 +286,11 @@ def test_a_number_that_is_none_is_rejected() -> None:
     assert len(fetched.rows) + len(fetched.rejects) == 240
 
 
+def test_a_naive_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="naive"):
+        asyncio.run(ElexonDataPortalSource().fetch("FREQ", T0.replace(tzinfo=None), T0))
+
+
 def test_every_error_is_ours(server: ElexonServer) -> None:
     server.always = problem(500)
     with pytest.raises(ElexonError):

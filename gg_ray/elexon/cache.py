@@ -119,6 +119,8 @@ class CachedSource:
         await self.source.aclose()
 
     async def _remember(self, stream: Stream, key: str, fetched: Fetched) -> None:
+        if fetched.origin != "live":  # of a source that has its own fallback: what is old must not become new here
+            return
         self.counts["live"] += 1
         if stream.name in self._failing:
             self._failing.discard(stream.name)

@@ -82,6 +82,7 @@ class HttpClient:
         self.counts: Counter[str] = Counter()
         self._sleep, self._now, self._rng = sleep, now, rng or random.Random()
         self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
         """Body of the 200 answer, unpacked.
@@ -205,7 +206,9 @@ class HttpClient:
             return repr(bytes(body[:80]).decode("utf-8", "replace"))
 
     def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:  # a connection dies with the event loop that made it
+            self._loop = loop
             self._client = httpx.AsyncClient(
                 timeout=httpx.Timeout(self.limits.read_s, connect=self.limits.connect_s),
                 follow_redirects=False,

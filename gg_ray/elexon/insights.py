@@ -19,7 +19,7 @@ from gg_ray.elexon.http import HttpClient, utc_now
 from gg_ray.elexon.parse import Asked, merge, read
 from gg_ray.elexon.rows import WarningRow
 from gg_ray.elexon.settlement import LONDON
-from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of
+from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of, utc_window
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def requests_of(stream: Stream, start: datetime, end: datetime) -> list[Request]
     Windows of one question never exceed stream.longest; neighbours share their boundary, as both ends are closed.
     Raises:  ValueError if the window is naive or ends before it starts.
     """
-    start, end = _checked(start, end)
+    start, end = utc_window(start, end)
     # asked in whole seconds, outwards: a row on the second must not lie outside a window with microseconds
     start, end = start.replace(microsecond=0), (end + timedelta(microseconds=999_999)).replace(microsecond=0)
     if stream.asks == "settlement":
@@ -91,7 +91,7 @@ class InsightsSource:
     async def fetch(self, stream: str, start: datetime, end: datetime) -> Fetched:
         """Rows with their own time in [start, end], both ends included.  Raises: ElexonError, ValueError."""
         asked = stream_of(stream)
-        start, end = _checked(start, end)
+        start, end = utc_window(start, end)
         parts = []
         for request in requests_of(asked, start, end):
             body = await self.http.get(request.path, request.params)
@@ -155,14 +155,6 @@ def _pieces(start: datetime, end: datetime, longest: timedelta) -> Iterator[tupl
         if stop >= end:
             return
         start = stop
-
-
-def _checked(start: datetime, end: datetime) -> tuple[datetime, datetime]:
-    if start.tzinfo is None or end.tzinfo is None:
-        raise ValueError(f"window {start} to {end} is naive; give aware times")
-    if end < start:
-        raise ValueError(f"window {start} to {end} ends before it starts")
-    return start.astimezone(UTC), end.astimezone(UTC)
 
 
 def _text(at: datetime) -> str:

@@ -27,7 +27,7 @@ from gg_ray.elexon.legacy_xml import LEGACY, envelope, items_of, rows_of
 from gg_ray.elexon.parse import EVER, NEVER, parse
 from gg_ray.elexon.repair import OF_THE_ROWS
 from gg_ray.elexon.settlement import LONDON
-from gg_ray.elexon.source import STREAMS, Fetched, GridSource, Health, stream_of
+from gg_ray.elexon.source import STREAMS, Fetched, GridSource, Health, stream_of, utc_window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,6 +164,7 @@ class ElexonDataPortalSource:
         asked = stream_of(stream)
         if asked.name not in LEGACY:
             raise not_carried(asked.name)
+        start, end = utc_window(start, end)
         base = self._base
         if base is None:
             raise NotCarried(f"{asked.name}: {CLOSED}; use the source `insights`, or give this one a base")
