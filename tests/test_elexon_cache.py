@@ -201,7 +201,8 @@ def test_falling_through_is_said_once_and_so_is_the_return(
     ]
 
 
-def test_an_empty_live_answer_does_not_replace_what_is_remembered(cached: CachedSource, live: Source) -> None:
+def test_an_empty_live_answer_does_not_replace_what_is_remembered(live: Source, clock: FakeClock) -> None:
+    cached = CachedSource(live, cache=MemoryCache(clock=clock), now=clock.now)
     first = latest(cached)
     live.rows = []
     assert latest(cached).origin == "live"

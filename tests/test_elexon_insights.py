@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import tracemalloc
 from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -358,12 +359,35 @@ def test_gzip_is_unpacked_under_the_same_bound(source: InsightsSource, server: E
     server.script.append(zipped(b" " * (25 * 2**20)))
     with pytest.raises(BadAnswer, match="larger than 20971520"):
         ask(source)
+    torn = zipped(body(freq(T0, wobble(5))))
+    server.script.append(Reply(body=torn.body[:-12], headers=torn.headers))
+    with pytest.raises(BadAnswer, match="ends early"):
+        ask(source)
     server.script.append(Reply(headers={"content-encoding": "gzip"}))
     with pytest.raises(BadAnswer, match="damaged gzip"):
         ask(source)
     server.script.append(Reply(headers={"content-encoding": "br"}))
     with pytest.raises(BadAnswer, match="'br'"):
         ask(source)
+
+
+def test_a_small_answer_that_unpacks_to_a_large_one_never_takes_its_memory(
+    source: InsightsSource, server: ElexonServer
+) -> None:
+    server.script.append(zipped(b" " * (100 * 2**20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadAnswer, match="larger than"):
+            ask(source)
+        assert tracemalloc.get_traced_memory()[1] < 70 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_settlement_days_that_were_not_asked_for_are_noticed(source: InsightsSource, server: ElexonServer) -> None:
+    server.script.append(ok([row for start in half_hours("2026-05-08") for row in batch(start, minutes=30)]))
+    with pytest.raises(BadAnswer, match="FUELHH: asked for 2026-05-05T23:00:00Z to 2026-05-06T22:30:00Z"):
+        run(source, source.fetch("FUELHH", T0, T0 + HOUR))
 
 
 def test_redirects_stay_on_the_host(source: InsightsSource, server: ElexonServer) -> None:

@@ -188,6 +188,8 @@ class HttpClient:
                 raise BadAnswer(f"{what}: damaged gzip: {error}") from error
             if len(body) > most:
                 raise BadAnswer(f"{what}: the answer is larger than {most} bytes; cut off")
+        if unpack is not None and not unpack.eof:
+            raise BadAnswer(f"{what}: damaged gzip: it ends early")
         return bytes(body)
 
     async def _said(self, response: httpx.Response) -> str:
