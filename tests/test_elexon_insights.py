@@ -23,7 +23,7 @@ from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited
 from gg_ray.elexon.failed import FailedFolder
 from gg_ray.elexon.http import HttpClient, HttpLimits
 from gg_ray.elexon.insights import InsightsSource, requests_of
-from gg_ray.elexon.limits import TokenBucket
+from gg_ray.elexon.limits import Circuit, TokenBucket
 from gg_ray.elexon.source import STREAMS, GridSource
 
 Result = TypeVar("Result")
@@ -396,6 +396,10 @@ def test_redirects_stay_on_the_host(source: InsightsSource, server: ElexonServer
     server.script.append(away)
     with pytest.raises(BadAnswer, match=r"redirected to http://127.0.0.2:9, off 127.0.0.1"):
         ask(source)
+    server.script.extend([Reply(status=302, headers={"location": "http://127.0.0.1:port/"})] * 5)
+    with pytest.raises(Unavailable, match="after 5 tries"):
+        ask(source)
+    source.http.circuit = Circuit()
     question = f"/bmrs/api/v1/datasets/FREQ?measurementDateTimeFrom={z(T0)}&measurementDateTimeTo={z(T0 + HOUR)}"
     server.script.append(Reply(status=307, headers={"location": question}))
     assert len(ask(source).rows) == 5

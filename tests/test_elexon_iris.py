@@ -197,6 +197,14 @@ def test_latest_is_what_has_arrived(source: IrisSource, queue: Queue) -> None:
     assert fetched.origin == "live"
 
 
+def test_a_row_of_a_wrong_clock_does_not_push_the_others_out(source: IrisSource, queue: Queue) -> None:
+    queue.push("FREQ", freq(T0, wobble(8)))
+    queue.push("FREQ", [*freq(T0 + 2 * MINUTE, wobble(8)), *freq(T0.replace(year=2126), [50.0])])
+    listen(source, queue)
+    assert len(asyncio.run(source.latest("FREQ")).rows) == 16
+    assert source.counts["outside"] == 1
+
+
 def test_what_it_cannot_give_names_the_way(source: IrisSource) -> None:
     with pytest.raises(NotCarried, match="no history"):
         asyncio.run(source.fetch("FREQ", T0, T0))

@@ -130,7 +130,10 @@ def test_times_with_z_or_offset_are_one_instant(time: str) -> None:
     assert row.at.tzinfo is UTC
 
 
-@pytest.mark.parametrize("time", ["2026-05-06T00:00:00", "2026-05-06", "06-MAY-2026", 1_778_025_600, "yesterday", None])
+@pytest.mark.parametrize(
+    "time",
+    ["2026-05-06T00:00:00", "2026-05-06", "06-MAY-2026", 1_778_025_600, "yesterday", None, "0001-01-01T00:00:00+05:00"],
+)
 def test_times_without_a_zone_are_refused(time: Any) -> None:
     fetched = parsed([fuel(T0, "WIND", 1, startTime=time), fuel(T0, "OIL", 1)])
     assert [row.fuel for row in fuel_rows(fetched)] == ["OIL"]

@@ -133,7 +133,7 @@ class HttpClient:
             except (TimeoutError, httpx.TimeoutException) as error:
                 self.counts["timeouts"] += 1
                 raise _MayPass(f"no whole answer in time ({type(error).__name__})", Unavailable) from error
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.InvalidURL) as error:
                 self.counts["broken"] += 1
                 raise _MayPass(f"{type(error).__name__}: {error}", Unavailable) from error
             if isinstance(answer, bytes):

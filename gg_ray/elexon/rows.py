@@ -26,7 +26,10 @@ FUEL_TYPES = (*FUELS, *sorted(INTERCONNECTOR_MW))
 
 
 def _to_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:  # year 1 or 9999 with an offset; pydantic makes a reject of a ValueError only
+        raise ValueError("a time outside the calendar") from error
 
 
 LARGEST = 10_000_000
