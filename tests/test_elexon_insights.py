@@ -311,6 +311,10 @@ def test_a_storm_of_429_ends_typed_and_opens_the_circuit(
         ask(source)
     assert len(server.questions) == 5
     clock.seconds += 60
+    with pytest.raises(RateLimited, match="429 after 1 try; the circuit is open now"):
+        ask(source)
+    assert len(server.questions) == 6
+    clock.seconds += 60
     server.always = None
     assert ask(source).rows == []
 
@@ -396,8 +400,8 @@ def test_redirects_stay_on_the_host(source: InsightsSource, server: ElexonServer
     server.script.append(away)
     with pytest.raises(BadAnswer, match=r"redirected to http://127.0.0.2:9, off 127.0.0.1"):
         ask(source)
-    server.script.extend([Reply(status=302, headers={"location": "http://127.0.0.1:port/"})] * 5)
-    with pytest.raises(Unavailable, match="after 5 tries"):
+    server.script.extend([Reply(status=302, headers={"location": "http://127.0.0.1:port/"})] * 4)
+    with pytest.raises(Unavailable, match="after 4 tries; the circuit is open now"):
         ask(source)
     source.http.circuit = Circuit()
     question = f"/bmrs/api/v1/datasets/FREQ?measurementDateTimeFrom={z(T0)}&measurementDateTimeTo={z(T0 + HOUR)}"

@@ -99,8 +99,9 @@ class HttpClient:
                 return await self._attempt(what, path, params)
             except _MayPass as error:
                 failure = error
-            if tried >= self.retry.tries:
-                raise failure.final(f"{what}: {failure} after {tried} tries")
+            if tried >= self.retry.tries or self.circuit.is_open:
+                opened = "; the circuit is open now" if self.circuit.is_open else ""
+                raise failure.final(f"{what}: {failure} after {tried} {'try' if tried == 1 else 'tries'}{opened}")
             self.counts["retries"] += 1
             await self._sleep(self.retry.delay_s(tried, failure.retry_after_s, self._rng))
 
