@@ -292,7 +292,7 @@ def redis_socket() -> Iterator[Path]:
 def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: FakeClock) -> None:
     async def story() -> None:
         redis = AsyncRedis(unix_socket_path=str(redis_socket))
-        cached = CachedSource(live, cache=RedisCache(redis), now=clock.now)
+        cached = CachedSource(live, cache=RedisCache(redis, timeout_s=10), now=clock.now)
         first = await cached.latest("FREQ")
         [key] = await redis.keys("*")
         assert key == f"{PREFIX}FREQ:latest".encode()
@@ -307,7 +307,7 @@ def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: Fa
 def test_redis_forgets_and_may_go_away(redis_socket: Path) -> None:
     async def story() -> None:
         redis = AsyncRedis(unix_socket_path=str(redis_socket), decode_responses=True)
-        cache = RedisCache(redis)
+        cache = RedisCache(redis, timeout_s=10)
         await cache.set("FREQ:old", b"x", 0.001)
         await asyncio.to_thread(_until_gone, redis_socket, PREFIX + "FREQ:old")
         assert await cache.get("FREQ:old") is None

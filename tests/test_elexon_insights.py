@@ -23,7 +23,7 @@ from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited
 from gg_ray.elexon.failed import FailedFolder
 from gg_ray.elexon.http import HttpClient, HttpLimits
 from gg_ray.elexon.insights import InsightsSource, requests_of
-from gg_ray.elexon.limits import Circuit, TokenBucket
+from gg_ray.elexon.limits import Circuit, Retry, TokenBucket
 from gg_ray.elexon.source import STREAMS, GridSource
 
 Result = TypeVar("Result")
@@ -344,10 +344,11 @@ def test_nobody_listening(server: ElexonServer, clock: FakeClock) -> None:
 
 def test_a_slow_drip_meets_the_deadline(server: ElexonServer, clock: FakeClock) -> None:
     source = InsightsSource(server.base_url, http=client(server, clock, total_s=0.1))
-    server.rows["/datasets/FREQ"] = freq(T0, wobble(4))
-    server.script.append(Reply(mode="drip"))
-    assert len(ask(source).rows) == 4
-    assert source.http.counts["timeouts"] == 1
+    source.http.retry = Retry(tries=2)
+    server.always = Reply(mode="drip")  # each byte comes well within read_s
+    with pytest.raises(Unavailable, match=r"no whole answer in time .* after 2 tries"):
+        ask(source)
+    assert source.http.counts["timeouts"] == 2
 
 
 @pytest.mark.parametrize("declared", [True, False])
