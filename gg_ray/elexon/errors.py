@@ -36,3 +36,7 @@ class BadAnswer(ElexonError):
 
 class NotCarried(ElexonError):
     """This source cannot give this stream; the message names the one that can."""
+
+
+class NothingStored(Unavailable):
+    """The live source failed, and neither the cache nor the store holds a row of the window."""

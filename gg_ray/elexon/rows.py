@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, Strict
 
 INTERCONNECTOR_MW = {
     "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
@@ -25,34 +25,37 @@ FUEL_TYPES = (*FUELS, *sorted(INTERCONNECTOR_MW))
 """Codes that FUELHH and FUELINST are known to carry. Another code is kept, counted and warned about, never dropped."""
 
 
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError("a time without Z or offset; the feed's zone is not known")
-    return value.astimezone(UTC)
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:  # year 1 or 9999 with an offset; pydantic makes a reject of a ValueError only
+        raise ValueError("a time outside the calendar") from error
 
 
-def _whole(value: Any) -> Any:
-    """Whole numbers only: a service that starts to send 1e3, true or "12" has changed its fields."""
-    if value is not None and type(value) is not int:
-        raise ValueError(f"{value!r} ({type(value).__name__}) where a whole number is due")
-    return value
+LARGEST = 10_000_000
+"""Bound of a whole number, MW or MWh, ten times a large day; beyond it a field has changed its meaning."""
 
-
-def _number(value: Any) -> Any:
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r} ({type(value).__name__}) where a number is due")
-    return value
-
-
-Utc = Annotated[datetime, AfterValidator(_utc)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Utc = Annotated[AwareDatetime, Strict(), AfterValidator(_to_utc)]
+"""Text with Z or an offset. Without either it is refused (the feed's zone is not known), and so is a number."""
+Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
+"""Whole numbers only: a service that starts to send 1e3, true or "12" has changed its fields."""
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Row(BaseModel):
     """One published value. Fields the schema may add later are ignored; fields that change type are refused."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @property
+    def at(self) -> datetime:
+        """The row's own time, UTC: start of its period, instant of the sample, or publication of a warning."""
+        raise NotImplementedError
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes a row the same row; of two with one key the later publication wins."""
+        return (self.at,)
 
 
 class FuelRow(Row):
@@ -65,12 +68,24 @@ class FuelRow(Row):
     settlement_date: date | None = Field(alias="settlementDate", default=None)
     settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
 
+    @property
+    def at(self) -> datetime:
+        return self.start
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.start, self.fuel)
+
 
 class FrequencyRow(Row):
     """FREQ: one sample of system frequency, Hz."""
 
     time: Utc = Field(alias="measurementTime")
     frequency_hz: Number = Field(alias="frequency")
+
+    @property
+    def at(self) -> datetime:
+        return self.time
 
 
 class DemandRow(Row):
@@ -83,6 +98,10 @@ class DemandRow(Row):
     settlement_date: date | None = Field(alias="settlementDate", default=None)
     settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
 
+    @property
+    def at(self) -> datetime:
+        return self.start
+
 
 class OneDemandRow(Row):
     """INDO or ITSDO as a dataset of its own, or the 5-min rolling demand: one demand, MW."""
@@ -93,6 +112,10 @@ class OneDemandRow(Row):
     settlement_date: date | None = Field(alias="settlementDate", default=None)
     settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
 
+    @property
+    def at(self) -> datetime:
+        return self.start
+
 
 class DailyDemandRow(Row):
     """INDOD: national demand of one settlement day, MWh (half the sum of INDO)."""
@@ -101,6 +124,11 @@ class DailyDemandRow(Row):
     demand_mwh: Whole | None = Field(alias="demand", default=None)
     published: Utc | None = Field(alias="publishTime", default=None)
 
+    @property
+    def at(self) -> datetime:
+        day = self.settlement_date
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)  # as it is filed, not London's midnight
+
 
 class WarningRow(Row):
     """A system warning as issued."""
@@ -108,3 +136,11 @@ class WarningRow(Row):
     published: Utc = Field(alias="publishTime")
     kind: str = Field(validation_alias=AliasChoices("warningType", "kind"), max_length=200)
     text: str = Field(validation_alias=AliasChoices("warningText", "text"), max_length=20_000)
+
+    @property
+    def at(self) -> datetime:
+        return self.published
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.published, self.kind, self.text)

@@ -10,7 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from gg_ray.elexon.errors import UnknownStream
@@ -84,6 +84,15 @@ def stream_of(name: str) -> Stream:
     near = difflib.get_close_matches(name.upper(), STREAMS, n=2, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise UnknownStream(f"unknown stream {name!r}{hint} Known: {', '.join(STREAMS)}")
+
+
+def utc_window(start: datetime, end: datetime) -> tuple[datetime, datetime]:
+    """The window in UTC.  Raises: ValueError if a side is naive (whose clock?) or it ends before it starts."""
+    if start.tzinfo is None or end.tzinfo is None:
+        raise ValueError(f"window {start} to {end} is naive; give aware times")
+    if end < start:
+        raise ValueError(f"window {start} to {end} ends before it starts")
+    return start.astimezone(UTC), end.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)

