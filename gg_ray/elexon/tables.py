@@ -10,11 +10,13 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from gg_ray.elexon.errors import ElexonError
 from gg_ray.records import F64, I64
@@ -104,6 +106,11 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> Table:
 def numbers(table: Table, name: str, unit: str) -> F64:
     """A column of numbers [H]; blank is NaN.  Raises: HistoryError for anything that is no finite number."""
     texts = table.columns[name]
+    with suppress(pa.ArrowInvalid):  # one call for a good column; a bad one is gone through to find its row
+        fast: F64 = pa.array([text or None for text in texts], pa.string()).cast(pa.float64()).to_numpy(False)
+        blank = np.array([not text for text in texts])
+        if np.array_equal(np.isfinite(fast), ~blank):
+            return fast.copy()
     out: F64 = np.full(len(texts), np.nan)
     for i, text in enumerate(texts):
         if not text:
