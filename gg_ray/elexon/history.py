@@ -28,11 +28,15 @@ from gg_ray.elexon.settlement import settlement_label, settlement_start_ns
 from gg_ray.elexon.tables import SECOND_NS, HistoryError, Table, csv_header, instants, labels, numbers, read_table
 from gg_ray.records import F64, I64
 
-__all__ = ["History", "HistoryError", "read_any", "sample"]
+__all__ = ["History", "HistoryError", "UnknownForm", "read_any", "sample"]
 
 PARQUET_MAGIC = b"PAR1"
 SOLAR_SOURCE = "Sheffield Solar PVLive"
 """Rows of this origin were mixed into a FUELINST copy as fuelType SOLAR, without publish time."""
+
+
+class UnknownForm(HistoryError):
+    """A file that is no history: its columns are those of nothing we read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ def read_any(path: Path | str, zone: str | None = None) -> History:
     """Read one history file of any known form.
 
     Args:    zone  of times that carry no offset (`UTC` or `Europe/London`); without it such files are refused
-    Raises:  HistoryError naming the file, row and column, or the forms that are known.
+    Raises:  HistoryError naming the file, row and column; UnknownForm with the forms that are known.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,9 +71,9 @@ def read_any(path: Path | str, zone: str | None = None) -> History:
         if needed <= names and (is_parquet or reader is not _fuel_long):
             return reader(path, zone)
     if names & _EVENT_MARKS:
-        raise HistoryError(f"{path}: a list of events, not a history; gg_ray.elexon.events reads it")
+        raise UnknownForm(f"{path}: a list of events, not a history; gg_ray.elexon.events reads it")
     known = "; ".join(", ".join(sorted(needed)) for needed, _ in _FORMS)
-    raise HistoryError(f"{path}: columns {', '.join(sorted(names)) or '(none)'} are no known form. Known by: {known}")
+    raise UnknownForm(f"{path}: columns {', '.join(sorted(names)) or '(none)'} are no known form. Known by: {known}")
 
 
 def sample(history: History, every_s: int = 15, phase_s: int = 0) -> History:
