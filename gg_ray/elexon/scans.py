@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,48 +254,65 @@ def scans_from(
     Raises:  UnknownStream; ValueError as from_columns.
     """
     counts: Counter[str] = Counter()
-    points: dict[int, list[tuple[int, int, float, int]]] = {}
+    parts: dict[int, list[_Points]] = {}
     for name, rows in rows_by_stream.items():
         stream = stream_of(name)
-        if stream.name == "ROLSYSDEM":  # a sum of FUELINST, not a channel
-            continue
-        period = int(stream.cadence.total_seconds())
-        for row in rows:
-            for channel, at, value, published in _points(stream.name, row):
-                if channel not in CHANNEL_AT:
-                    counts[f"unknown_fuel:{channel}"] += 1
-                elif known_at_ns is None or published <= known_at_ns:
-                    points.setdefault(period, []).append((CHANNEL_AT[channel], at, value, published))
+        # the rolling demand is a sum of FUELINST, not a channel
+        if stream.name != "ROLSYSDEM" and issubclass(stream.row, _PLACED) and rows:
+            period = int(stream.cadence.total_seconds())
+            parts.setdefault(period, []).extend(_points(stream.name, rows, counts))
     tables = []
-    for period, found in points.items():
-        channel_R, t_R, value_R, published_R = zip(*found, strict=True)
+    for period, found in parts.items():
+        channel_R, t_R, value_R, published_R = (np.concatenate([part[k] for part in found]) for k in range(4))
+        keep = channel_R >= 0
+        if known_at_ns is not None:
+            keep &= published_R <= known_at_ns
+        used = np.unique(channel_R[keep])
         table, met = pivot(
-            np.array(t_R, dtype=np.int64), np.array(channel_R, dtype=np.int64), np.array(value_R, dtype=np.float64),
-            np.array(published_R, dtype=np.int64), CHANNELS, period,
+            t_R[keep], np.searchsorted(used, channel_R[keep]), value_R[keep], published_R[keep],
+            tuple(CHANNELS[i] for i in used), period,
         )  # fmt: skip
         counts += met
-        used = sorted(set(channel_R))
-        tables.append(
-            replace(
-                table, channels=tuple(CHANNELS[i] for i in used), value_HC=table.value_HC[:, used],
-                published_ns_HC=None if table.published_ns_HC is None else table.published_ns_HC[:, used],
-            )
-        )  # fmt: skip
+        tables.append(table)
     return from_columns(tables, step_s, start, end, counts, known_at_ns)
 
 
-def _points(stream: str, row: Row) -> list[tuple[str, int, float, int]]:
-    """(channel, UTC ns, value or NaN, publish time or 0) of one row."""
-    if isinstance(row, FrequencyRow):
-        return [("FREQ", _ns(row.time), row.frequency_hz, 0)]
-    if not isinstance(row, FuelRow | DemandRow | OneDemandRow):
-        return []
-    at, published = _ns(row.start), 0 if row.published is None else _ns(row.published)
-    if isinstance(row, FuelRow):
-        return [(row.fuel, at, _or_nan(row.generation_mw), published)]
-    if isinstance(row, OneDemandRow):
-        return [(stream, at, _or_nan(row.demand_mw), published)]
-    return [("INDO", at, _or_nan(row.indo_mw), published), ("ITSDO", at, _or_nan(row.itsdo_mw), published)]
+_PLACED = (FuelRow, DemandRow, OneDemandRow, FrequencyRow)
+_Points = tuple[I64, I64, F64, I64]
+"""Channel (-1 unknown), UTC ns, value (NaN for null) and publish time (0 unknown), each [R]."""
+
+
+def _points(stream: str, rows: Sequence[Any], counts: Counter[str]) -> list[_Points]:
+    """Rows of one stream as arrays, one part per value of a row; unknown fuels are counted."""
+    if stream == "FREQ":
+        hz = np.array([row.frequency_hz for row in rows], dtype=np.float64)
+        return [(_all(_FREQ, rows), _times([row.time for row in rows]), hz, _all(0, rows))]
+    t_ns, published = _times([row.start for row in rows]), _times([row.published for row in rows])
+    if stream_of(stream).row is FuelRow:
+        channel = np.array([CHANNEL_AT.get(row.fuel, -1) for row in rows], dtype=np.int64)
+        if np.any(channel < 0):
+            counts.update(f"unknown_fuel:{row.fuel}" for row in rows if row.fuel not in CHANNEL_AT)
+        return [(channel, t_ns, _values([row.generation_mw for row in rows]), published)]
+    if stream_of(stream).row is OneDemandRow:
+        return [(_all(CHANNEL_AT[stream], rows), t_ns, _values([row.demand_mw for row in rows]), published)]
+    return [
+        (_all(CHANNEL_AT["INDO"], rows), t_ns, _values([row.indo_mw for row in rows]), published),
+        (_all(CHANNEL_AT["ITSDO"], rows), t_ns, _values([row.itsdo_mw for row in rows]), published),
+    ]
+
+
+def _all(value: int, rows: Sequence[Any]) -> I64:
+    return np.full(len(rows), value, dtype=np.int64)
+
+
+def _values(values: list[int | None]) -> F64:
+    return np.array(values, dtype=np.float64)  # None becomes NaN
+
+
+def _times(times: list[datetime | None]) -> I64:
+    """UTC ns, exact to the microsecond; None is 0."""
+    seconds = np.array([0.0 if t is None else t.timestamp() for t in times])
+    return np.rint(seconds * 1e6).astype(np.int64) * 1000
 
 
 def pivot(
@@ -337,10 +355,6 @@ def pivot(
         published_ns_HC=published.reshape(shape) if published.any() else None,
     )  # fmt: skip
     return table, +counts
-
-
-def _or_nan(value: int | None) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _ns(t: datetime | int) -> int:
