@@ -121,6 +121,9 @@ def _check(options: DataOptions, store: DayStore) -> int:
 
 def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
     files: Sequence[Path] = (path,)
+    if not path.exists():
+        yield HistoryError(f"{path}: no such file or folder; gg-ray data fetch fills a store")
+        return
     if path.is_dir() and not streams_in(DayStore(path)):
         files = sorted(file for file in path.rglob("*") if file.suffix in HISTORY_SUFFIXES)
         if not files:

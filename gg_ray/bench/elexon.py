@@ -32,15 +32,15 @@ _DAY = timedelta(days=1)
 _SLOT = timedelta(minutes=5)
 
 
-def run(seed: int = 0, days: int = 365, week_days: int = 7) -> dict[str, Any]:
+def run(seed: int = 0, days: int = 365, week_polls: int = 7 * SLOTS) -> dict[str, Any]:
     """Rates and times.
 
-    Args:    days  of the year that is written and re-read;  week_days  of polling
+    Args:    days  of the year that is written and re-read;  week_polls  five minutes apart
     Returns: rows_per_s (parse, validate and make scans, per CPU second; None where the parser is not there),
              year_cache_s (CPU; wall in wall_year_cache_s), year_rows, year_mib, year_write_s,
              week_rss_growth_mib (resident memory after the last day less after the first), week_messages.
     """
-    return {**_parsing(seed), **_year(seed, days), **_week(week_days), "days": days, "repeats": REPEATS}
+    return {**_parsing(seed), **_year(seed, days), **_week(week_polls), "days": days, "repeats": REPEATS}
 
 
 def day_rows(day: datetime, rng: np.random.Generator) -> list[Row]:
@@ -98,11 +98,11 @@ def _year(seed: int, days: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _week(days: int) -> dict[str, Any]:
+def _week(polls: int) -> dict[str, Any]:
     """A feed polled each five minutes of a simulated week; memory is compared once the first day has filled it."""
     feed = Feed(("FUELINST", "FREQ"), 300)
     after_first = said = 0
-    for i in range(1, days * SLOTS + 1):
+    for i in range(1, polls + 1):
         mark = START + i * _SLOT
         for fetched in _answers(mark):
             feed.take(fetched)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gg_ray.elexon.history import History, read_any
 from gg_ray.elexon.rows import FUEL_TYPES, FUELS, INTERCONNECTOR_MW
 from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS, midnight_ns, periods_in_day, settlement_label
-from gg_ray.elexon.source import STREAMS
+from gg_ray.elexon.source import STREAMS, stream_of
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import SECOND_NS, iso
 from gg_ray.records import F64, I64, Bool
@@ -47,7 +47,7 @@ FROZEN_SAMPLES = 8
 POSSIBLE_HZ = (45.0, 55.0)
 OPERATIONAL_HZ = (49.8, 50.2)
 LATE_S = 60
-"""Seconds after its period's end at which a publication is late."""
+"""Seconds after its period's end, and after the usual lag of its stream, at which a publication is late."""
 BURST = 3
 """Late slots that one moment published, from which they are a burst."""
 
@@ -111,14 +111,17 @@ def check_store(store: DayStore, stream: str) -> Quality:
         return Quality(name=f"{store.root}: {stream}", form="store", period_s=0, rows=0, first_ns=None, last_ns=None)
     start = datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC)
     end = datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC) + timedelta(days=1, microseconds=-1)
-    found = check(store.read_columns(stream, start, end))
+    found = check(store.read_columns(stream, start, end), stream_of(stream).lag)
     if damaged := store.damaged[stream]:
         found.counts["damaged_file"] = damaged
     return found
 
 
-def check(history: History) -> Quality:
-    """All checks that apply to a table; those that need a channel it lacks are passed over."""
+def check(history: History, lag: timedelta = timedelta(0)) -> Quality:
+    """All checks that apply to a table; those that need a channel it lacks are passed over.
+
+    Args:    lag  usual time from the end of a period to its publication
+    """
     size = history.t0_ns.size
     out = Quality(
         name=str(history.path), form=history.form, period_s=history.period_s, rows=size, counts=Counter(history.counts),
@@ -126,7 +129,7 @@ def check(history: History) -> Quality:
     )  # fmt: skip
     if not size:
         return out
-    grid = _Grid(history)
+    grid = _Grid(history, int(lag.total_seconds()))
     for test in (_gaps, _short_days, _dead, _partial, _late, _balance, _over_nominal, _frequency):
         for finding in test(history, grid, out.counts):
             out.findings.append(finding)
@@ -137,10 +140,10 @@ def check(history: History) -> Quality:
 class _Grid:
     """A history on its regular clock: t_ns [H], value by channel with NaN where nothing was published."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, lag_s: int) -> None:
         step = history.period_s * SECOND_NS
         first = int(history.t0_ns[0])
-        self._history = history
+        self._history, self.lag_s = history, lag_s
         self._at = (history.t0_ns - first) // step
         self.t_ns: I64 = first + np.arange(int(self._at[-1]) + 1, dtype=np.int64) * step
         self.there: Bool = np.zeros(self.t_ns.size, dtype=np.bool_)
@@ -239,7 +242,7 @@ def _late(history: History, grid: _Grid, counts: Counter[str]) -> Iterator[Findi
         return
     period = history.period_s * SECOND_NS
     delay = published - grid.t_ns - period
-    late = (published > 0) & (delay > LATE_S * SECOND_NS)
+    late = (published > 0) & (delay > (grid.lag_s + LATE_S) * SECOND_NS)
     counts["late_slots"] = int(late.sum())
     if not late.any():
         return

@@ -134,7 +134,8 @@ class Feed:
         self._said: dict[str, str] = {}
         fast = [stream for stream in self.streams if stream.cadence.total_seconds() <= step_s] or self.streams
         self._fast = {name for stream in fast for name in _CHANNELS_OF[stream.name]}
-        self._patience = timedelta(seconds=step_s + LATE_S) + max(stream.lag for stream in fast)
+        # an empty scan is no news before the next poll had its chance to fill it
+        self._patience = timedelta(seconds=step_s + LATE_S) + max(stream.lag + stream.poll for stream in fast)
         self._since: str | None = None
 
     def take(self, fetched: Fetched) -> None:
