@@ -196,7 +196,7 @@ async def _feed(
     def failed(stream: str, error: Exception) -> None:
         nonlocal failures
         failures += 1
-        _note(f"{stream}: {error}")
+        _note(str(error) if str(error).startswith(stream) else f"{stream}: {error}")
 
     try:
         if isinstance(source, ReplaySource):

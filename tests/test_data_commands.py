@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from elexon_fakes import FakeClock, FakeSource
+from rich.console import Console
 
 from gg_ray import cli, data_commands
 from gg_ray.bench import elexon as bench
@@ -58,6 +60,19 @@ def test_fetch_stores_shows_each_window_and_sums_up(
     assert cli.main(asked) == 0
     assert service.asked == []
     assert "2 days already whole" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar(
+    service: FakeSource, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        data_commands, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100, _environ={})
+    )
+    assert cli.main(["data", "fetch", "--stream", "FUELINST", "--from", "2024-06-01", "--to", "2024-06-02"]) == 0
+    assert "2/2" in shown.getvalue()
+    assert "2024-06-02" in shown.getvalue()
+    assert capsys.readouterr().out.startswith("FUELINST: 576 rows")
 
 
 def test_sync_brings_the_usual_streams_and_fails_aloud(

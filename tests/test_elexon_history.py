@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gg_ray.elexon.halfhours import REQUIRED
 from gg_ray.elexon.history import HistoryError, read_any, sample
@@ -72,6 +74,27 @@ def test_shifted_label_moves_both_demands_and_leaves_the_fuels(tmp_path: Path) -
     np.testing.assert_array_equal(history.channel("ITSDO"), [np.nan, 23_500, 24_500])
     assert history.counts == {"shifted_label": 2, "demand_without_row": 1, "blank_indo": 1}
     assert history.shifted.tolist() == [ns("2019-02-01T23:30"), ns("2019-02-02T23:30")]
+
+
+@given(st.integers(0, 6), st.integers(0, 6))
+def test_demands_survive_the_shifted_label(tmp_path_factory: pytest.TempPathFactory, late: int, right: int) -> None:
+    """`late` last half-hours of a day with the next day's label and demand, then `right` ones as they should be."""
+    if not late + right:
+        return
+    first = date(2019, 11, 4)
+    lines = [",".join((*REQUIRED, "ITSDO"))]
+    for i in range(late + right):
+        shifted = i < late
+        start = first + timedelta(days=i if shifted else i + 1)  # the row of the change-over is not there
+        label = start + timedelta(days=shifted)
+        values = dict.fromkeys(REQUIRED[3:], "0") | {"WIND": str(start.toordinal()), "INDO": str(label.toordinal())}
+        lines.append(",".join([label.isoformat(), "48", f"{start}T23:30:00Z", *values.values(), "1"]))
+    history = read_any(write(tmp_path_factory.mktemp("h") / "f.csv", *lines))
+    wind, indo = history.channel("WIND"), history.channel("INDO")
+    there = np.isfinite(indo)
+    np.testing.assert_array_equal(indo[there], wind[there])
+    assert there.sum() == max(0, late - 1) + right
+    assert history.counts["shifted_label"] == late
 
 
 @with_data
