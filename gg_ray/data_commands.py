@@ -170,6 +170,8 @@ def feed_command(options: FeedOptions, default_store: Path) -> int:
         raise ConfigError(f"--step {options.step}: choose from {', '.join(map(str, STEPS))}")
     if not options.speed > 0:
         raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
+    if options.source != "replay" and (options.from_ is not None or options.files):
+        raise ConfigError(f"--from and files belong to --source replay; {options.source} is polled from now on")
     store = DayStore(options.store or default_store)
     start = when(options.from_, "--from") if options.from_ else None
     end = when(options.until, "--until", whole_day=True) if options.until else None

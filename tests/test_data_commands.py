@@ -163,6 +163,7 @@ def test_check_of_a_store_and_of_what_cannot_be_read(
         ("feed --source replai", "did you mean replay"),
         ("feed --to kafka", "--to kafka comes with the live service; until then pipe --to stdout"),
         ("feed --to stdotu", "did you mean stdout"),
+        ("feed --from 2024-06-01", "--from and files belong to --source replay"),
         ("feed --step 60", "choose from 1800, 300, 15"),
         ("feed --speed 0 --source replay", "more than 0"),
     ],

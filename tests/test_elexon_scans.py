@@ -82,6 +82,21 @@ def test_five_minute_means_make_a_half_hour_only_when_all_six_are_there() -> Non
     np.testing.assert_array_equal(both.channel("CCGT"), [7, np.nan])  # the stream of that step, whole: no mixture
 
 
+def test_several_files_of_a_stream_make_one_run() -> None:
+    def table(first: int, values: list[float], published: int = 0) -> Columns:
+        t0 = ns(START) + np.arange(first, first + len(values), dtype=np.int64) * 300 * 10**9
+        when = np.full((len(values), 1), published)
+        return Columns(
+            period_s=300, channels=("WIND",), t0_ns=t0, value_HC=np.array(values)[:, None], published_ns_HC=when
+        )
+
+    parts = [table(0, [1, 2, np.nan, 4], published=9), table(2, [30, 40], published=5), table(5, [6])]
+    scans = from_columns(parts, 300, START, START + 30 * MIN)
+    np.testing.assert_array_equal(scans.channel("WIND"), [1, 2, 30, 4, np.nan, 6])
+    means = from_columns([table(0, [1] * 6), table(6, [2] * 6)], 1800, START, START + 60 * MIN)
+    assert means.channel("WIND").tolist() == [1, 2]
+
+
 def test_later_publication_wins_and_an_older_one_never_overwrites() -> None:
     rows = [fuel(0, "CCGT", 2, delay=9), fuel(0, "CCGT", 1, delay=5), fuel(0, "CCGT", 2, delay=9)]
     scans = scans_from({"FUELINST": rows}, 300, START, START + 5 * MIN)

@@ -120,7 +120,10 @@ class Scans:
         return cut._masked(late, late[:, _FREQ])
 
     def __getitem__(self, part: slice) -> Scans:
-        """A run of scans; ages keep what the whole run knew.  Raises: ValueError for a step other than 1."""
+        """A run of scans; ages keep what the whole run knew, so cut after `as_known` and `without_dead`.
+
+        Raises: ValueError for a step other than 1.
+        """
         if part.step not in (None, 1):
             raise ValueError(f"scans are cut in runs, not with step {part.step}")
         names = ("t0_ns", "value_SC", "age_SC", "published_ns_SC", "freq_min_S", "freq_max_S")
@@ -152,7 +155,9 @@ def from_columns(
 ) -> Scans:  # fmt: skip
     """Scans from wide tables, without a loop over rows.
 
-    Args:    tables  any streams; where two carry a channel, the period nearest the step is taken, whole;
+    Args:    tables  any streams, in any number of files; where they carry a channel with different periods, only those
+             with the period nearest the step are taken, and where they overlap, the later publication, then the later
+             table;
              start, end  aware times or UTC nanoseconds, rounded outwards to the clock; end is not included;
              known_at_ns  leaves out what was published later
     Returns: Scans of all channels; columns that are no channel are left out.
@@ -175,14 +180,15 @@ def from_columns(
         freq_max_S=np.full(size, np.nan),
         counts=Counter() if counts is None else Counter(counts),
     )
-    best: dict[str, Columns] = {}
-    for table in tables:
-        for name in table.channels:
-            if name in CHANNEL_AT and (name not in best or _far(table, step_s) < _far(best[name], step_s)):
-                best[name] = table
-    for table in {id(table): table for table in best.values()}.values():
-        names = [name for name in table.channels if best.get(name) is table]
-        _place(out, table, names, first, step_s, known_at_ns)
+    found = list(tables)
+    nearest: dict[str, tuple[bool, float]] = {}
+    for table in found:
+        for name in set(table.channels) & CHANNEL_AT.keys():
+            nearest[name] = min(_far(table, step_s), nearest.get(name, _far(table, step_s)))
+    for table in found:
+        names = [name for name in table.channels if nearest.get(name) == _far(table, step_s)]
+        if names:
+            _place(out, table, names, first, step_s, known_at_ns)
     return replace(out, age_SC=ages(out.value_SC))
 
 
@@ -216,17 +222,16 @@ def _place(out: Scans, table: Columns, names: Sequence[str], first: int, step_s:
         to, value, published = to[keep], value[:, keep], published[:, keep]
         if not to.size:
             return
-    if period >= step:  # strictly increasing times: no two rows share a scan
-        out.value_SC[np.ix_(scan, to)] = value
-        out.published_ns_SC[np.ix_(scan, to)] = published
-        return
-    begin = np.flatnonzero(np.diff(scan, prepend=-1))
-    there = np.add.reduceat(np.isfinite(value), begin, axis=0)
-    mean = np.add.reduceat(np.nan_to_num(value), begin, axis=0) / np.maximum(there, 1)
-    whole = there == step // period
-    out.value_SC[np.ix_(scan[begin], to)] = np.where(whole, mean, np.nan)
-    newest = np.maximum.reduceat(published, begin, axis=0)
-    out.published_ns_SC[np.ix_(scan[begin], to)] = np.where(whole, newest, 0)
+    if period < step:
+        begin = np.flatnonzero(np.diff(scan, prepend=-1))
+        there = np.add.reduceat(np.isfinite(value), begin, axis=0)
+        mean = np.add.reduceat(np.nan_to_num(value), begin, axis=0) / np.maximum(there, 1)
+        value = np.where(there == step // period, mean, np.nan)
+        scan, published = scan[begin], np.maximum.reduceat(published, begin, axis=0)
+    at_SC = np.ix_(scan, to)  # strictly increasing times: no two rows share a scan
+    new = np.isfinite(value) & (np.isnan(out.value_SC[at_SC]) | (published >= out.published_ns_SC[at_SC]))
+    out.value_SC[at_SC] = np.where(new, value, out.value_SC[at_SC])
+    out.published_ns_SC[at_SC] = np.where(new, published, out.published_ns_SC[at_SC])
 
 
 def _place_samples(out: Scans, scan: I64, hz: F64, step_s: int) -> None:
