@@ -1,0 +1,107 @@
+"""A source for tests: rows on demand for any window, with gaps, failures and a limiter of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, TypeVar
+
+from gg_ray.elexon.errors import ElexonError, RateLimited
+from gg_ray.elexon.rows import DailyDemandRow, DemandRow, FrequencyRow, FuelRow, OneDemandRow, Row, WarningRow
+from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of
+
+T = TypeVar("T")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def lag_of(stream: Stream) -> timedelta:
+    """Five-minute rows come at once, as in the files; the others as late as they usually are."""
+    return min(stream.lag, timedelta(seconds=20)) if stream.by_fuel else stream.lag
+
+
+class FakeClock:
+    """Time that moves only when told, for now(), monotonic clocks and sleeps."""
+
+    def __init__(self, start: datetime = datetime(2024, 6, 4, tzinfo=UTC)) -> None:
+        self.t = start
+        self.slept: list[float] = []
+
+    def now(self) -> datetime:
+        return self.t
+
+    def monotonic(self) -> float:
+        return (self.t - EPOCH).total_seconds()
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.t += timedelta(seconds=seconds)
+
+
+class FakeSource:
+    """Rows of every stream at its cadence, published `lag` after their period, known only once published."""
+
+    name = "fake"
+    streams = tuple(STREAMS)
+
+    def __init__(self, clock: FakeClock, codes: Iterable[str] = ("CCGT", "WIND")) -> None:
+        self.clock, self.codes = clock, tuple(codes)
+        self.asked: list[tuple[str, datetime, datetime]] = []
+        self.fails: Callable[[str, datetime], ElexonError | None] = lambda _stream, _start: None
+        self.never: set[tuple[str, datetime]] = set()
+        """(stream, time) that was never published."""
+        self.per_minute: int | None = None
+        self.times: list[datetime] = []
+
+    async def fetch(self, stream: str, start: datetime, end: datetime) -> Fetched:
+        known = stream_of(stream)
+        assert end - start <= known.longest, "wider than the service allows"
+        self.asked.append((stream, start, end))
+        recent = [at for at in self.times if self.clock.t - at < timedelta(minutes=1)]
+        if self.per_minute is not None and len(recent) >= self.per_minute:
+            raise RateLimited("429: too many requests", 60.0)
+        self.times.append(self.clock.t)
+        if error := self.fails(stream, start):
+            raise error
+        return Fetched(stream=stream, start=start, end=end, rows=list(self.rows(known, start, end)))
+
+    def rows(self, stream: Stream, start: datetime, end: datetime) -> Iterable[Row]:
+        step = stream.cadence
+        t = start if (start - EPOCH) % step == timedelta(0) else start + (step - (start - EPOCH) % step)
+        while t <= end:
+            if t + step + lag_of(stream) <= self.clock.t and (stream.name, t) not in self.never:
+                yield from self.row(stream, t)
+            t += step
+
+    def row(self, stream: Stream, t: datetime) -> Iterable[Row]:
+        published, value = t + stream.cadence + lag_of(stream), int((t - EPOCH).total_seconds()) // 300 % 1000
+        if stream.row is FuelRow:
+            yield from (
+                FuelRow.model_construct(start=t, fuel=code, generation_mw=value + i, published=published)
+                for i, code in enumerate(self.codes)
+            )
+        elif stream.row is FrequencyRow:
+            yield FrequencyRow.model_construct(time=t, frequency_hz=50.0)
+        elif stream.row is DemandRow:
+            yield DemandRow(start=t, indo_mw=20_000 + value, itsdo_mw=21_000 + value, published=published)
+        elif stream.row is OneDemandRow:
+            yield OneDemandRow(start=t, demand_mw=20_000 + value, published=published)
+        elif stream.row is DailyDemandRow:
+            yield DailyDemandRow(settlement_date=date(t.year, t.month, t.day), demand_mwh=600_000, published=published)
+        elif stream.row is WarningRow and t.day == 1:
+            yield WarningRow(published=t, kind="TEST", text="first of the month")
+
+    async def latest(self, stream: str) -> Fetched:
+        known = stream_of(stream)
+        now = self.clock.t
+        return await self.fetch(stream, now - min(known.overlap + known.cadence, known.longest), now)
+
+    async def health(self) -> Health:
+        return Health(source=self.name, usable=True, detail="ok")
+
+    async def aclose(self) -> None:
+        return None
