@@ -122,6 +122,7 @@ def test_a_false_surplus_is_seen_where_it_is_and_a_true_move_is_not() -> None:
     rng = np.random.default_rng(7)
     plan, usual = b.balance_plan(0), np.tile([600.0, 0.0, 12.0, 60.0], (8, 1))
     x = np.tile(truth(rng, scans=1), (8, 1))
+    x[:, b.FREQ] = b.F0_HZ
     ccgt, wind = b.CHANNELS.index("CCGT"), b.CHANNELS.index("WIND")
     k, q = b.laws(x)
     usual[:, 0], usual[:, 1] = k, q

@@ -1,7 +1,7 @@
 """The national balance graph `gb-balance`: a copper plate whose nodes are fuels, links and demand around one hub.
 
 Flow:    elexon.scans, scenario.balance_executor (streams) -> [balance] -> readings, states -> verifier, gates
-Source:  docs/gb-data.md (laws across the streams); docs/adr/0013-balance-graph.md
+Source:  docs/gb-data.md (laws across the streams); docs/adr/0014-balance-graph.md
 Shapes:  T scans, N buses, E ties, C streams in CHANNELS order, M meters of the plan
 Units:   MW and Hz in streams; p.u. on BASE_MVA in readings; the hub's |V| is frequency over F0
 

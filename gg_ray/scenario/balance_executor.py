@@ -1,7 +1,7 @@
 """Programs of the national balance graph: record -> truth -> publication -> corrupted publication -> attempts.
 
 Flow:    scenario.grammar (Program), scenario.balance_record -> [balance_executor] -> Attempt -> scenario.gates
-Source:  docs/adr/0013-balance-graph.md; selfplay.md, sections 4 and 8 (label rule, twins)
+Source:  docs/adr/0014-balance-graph.md; selfplay.md, sections 4 and 8 (label rule, twins)
 Shapes:  T scans, C streams, N buses, M meters
 Units:   MW and Hz in streams, p.u. in readings and states
 

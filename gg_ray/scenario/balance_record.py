@@ -90,8 +90,8 @@ def record_of(t0_ns: I64, stream_HC: F64, origin: str) -> BalanceRecord:
 
 def station_load(t0_ns: I64) -> F64:
     """Station load that the operator assumes, MW [H]: less in summer time."""
-    times = pd.to_datetime(t0_ns, utc=True).tz_convert("Europe/London")
-    summer = np.array([bool(stamp.dst()) for stamp in times])
+    times = pd.to_datetime(t0_ns, utc=True)
+    summer = times.tz_convert("Europe/London").tz_localize(None) != times.tz_localize(None)
     return np.where(summer, STATION_SUMMER_MW, STATION_WINTER_MW)
 
 

@@ -1,7 +1,7 @@
 """What the country does during one window: streams of the truth at any cadence, and the benign events that change them.
 
 Flow:    scenario.balance_record -> [balance_worlds: cut, apply] -> scenario.balance_executor
-Source:  docs/gb-data.md; docs/adr/0013-balance-graph.md
+Source:  docs/gb-data.md; docs/adr/0014-balance-graph.md
 Shapes:  T scans of the window, A scans before it, C streams
 Units:   MW, Hz
 
