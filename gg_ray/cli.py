@@ -26,10 +26,13 @@ import tyro
 
 from gg_ray.config import ConfigError, RunConfig, did_you_mean
 from gg_ray.config_io import dump, load
+from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
 """Real GB data beside a checkout; taken when it exists and GG_DATA_DIR does not say otherwise."""
+STORE_DIR = Path("data/elexon")
+"""Where GB histories are kept, under the working directory, unless GG_STORE_DIR or --store says otherwise."""
 TRAIN_ALIASES = {
     "--gates": "--scenario.gates",
     "--cases": "--scenario.cases",
@@ -227,12 +230,28 @@ def status(args: Sequence[str]) -> int:
     return show_status(options.run)
 
 
+def data(args: Sequence[str]) -> int:
+    """`gg-ray data fetch|sync|check`: GB histories."""
+    options = parse(DataOptions, args, prog="gg-ray data")
+    from gg_ray.data_commands import data_command
+
+    return data_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR))
+
+
+def feed(args: Sequence[str]) -> int:
+    """`gg-ray feed`: one JSON line per scan of grid gb-balance."""
+    options = parse(FeedOptions, args, prog="gg-ray feed")
+    from gg_ray.data_commands import feed_command
+
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR))
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """A named performance benchmark; prints a table and, last, one JSON line."""
 
     name: tyro.conf.Positional[str]
-    """scenarios, residual, replay, selfplay or verifier."""
+    """scenarios, residual, replay, selfplay, verifier or elexon."""
     case: str | None = None
     """Grid, where the benchmark takes one."""
     buses: int = 10_000
@@ -250,6 +269,7 @@ def bench(args: Sequence[str]) -> int:
         "replay": lambda: _bench("replay").run(seed=options.seed) | _actor_bench().replay_actor(options.seed),
         "selfplay": lambda: _actor_bench().selfplay(options.seed),
         "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
+        "elexon": lambda: _bench("elexon").run(seed=options.seed),
     }
     if options.name not in runners:
         raise ConfigError(f"unknown benchmark {options.name!r}{did_you_mean(options.name, runners) or ''}")
@@ -293,6 +313,8 @@ COMMANDS: dict[str, Command] = {
     "models": Command("registered versions of a run", models),
     "promote": Command("move an alias (champion, challenger) to a version", promote),
     "status": Command("state of a run from its files", status),
+    "data": Command("GB histories: fetch, sync, check", data),
+    "feed": Command("GB scans as they come or from a record, one JSON line each", feed),
     "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }

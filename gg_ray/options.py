@@ -81,9 +81,12 @@ def options_of(cls: type, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(cls, include_extras=True)
     for item in dataclasses.fields(cls):
         hint: Any = hints[item.name]
+        named = next(
+            (part.name for part in getattr(hint, "__metadata__", ()) if getattr(part, "name", None)), item.name
+        )
         hidden = any(getattr(part, "name", None) == "" for part in getattr(hint, "__metadata__", ()))
         inner = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-        name = item.name.replace("_", "-")
+        name = named.replace("_", "-")
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):
             yield from options_of(inner, prefix if hidden else f"{prefix}{name}.")
         else:

@@ -1,6 +1,7 @@
 """Half-hourly Great Britain records from the four FUELHH/INDO files, with the published label defects repaired.
 
-Flow:    data folder (elexon_fuelhh_indo/fuelhh_*.csv) -> [history] -> scenario.climatology, scenario.context
+Flow:    data folder (elexon_fuelhh_indo/fuelhh_*.csv) -> elexon.halfhours -> [history] -> scenario.climatology,
+         scenario.context
 Source:  Elexon FUELHH and INDO, period-start labels; "Contains BMRS data (c) Elexon Limited copyright and
          database right 2019, 2021, 2023, 2024"; defects 1, 2, 3 and 5 of the data folder's PROVENANCE.md
 Shapes:  H half-hours that survive the repair, in UTC order; a half-hour that is not there is a gap, never a guess
@@ -8,17 +9,17 @@ Shapes:  H half-hours that survive the repair, in UTC order; a half-hour that is
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 
-from gg_ray.elexon.settlement import HALF_HOUR_NS, settlement_label, settlement_start_ns
+from gg_ray.elexon.halfhours import read_half_hours
+from gg_ray.elexon.tables import HistoryError, iso
 from gg_ray.records import F64, I64, Bool
+
+__all__ = ["HalfHours", "HistoryError", "balanced", "capacity_factor", "history_files", "read_history", "read_year"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ INTERCONNECTORS = (
 COLUMNS = (
     "settlement_date", "settlement_period", "period_start_utc", *SYNCHRONOUS, "WIND", "PS", *INTERCONNECTORS, "INDO",
 )  # fmt: skip
+"""Columns that a file must have."""
 REQUIRED = (*SYNCHRONOUS, "WIND", "PS")
 """Columns without which a row is no use; a blank interconnector did not exist yet and counts as 0 MW."""
 
@@ -40,10 +42,6 @@ RESIDUAL_LIMIT_MW = 2_000.0
 the listed defects reach from -2 to -37 GW and the two unrepairable change-over rows of 2021 are 3 and 4 GW off."""
 WIND_CAPACITY_QUANTILE = 0.999
 """The year's quantile of metered wind that stands for its capacity: the maximum alone follows single readings."""
-
-
-class HistoryError(ValueError):
-    """A history file is missing or unreadable; the message names the file, the row, the column and the way out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +100,7 @@ def read_history(data_dir: str | Path) -> HalfHours:
     t0_ns = t0_ns[order]
     twice = np.flatnonzero(np.diff(t0_ns) == 0)
     if twice.size:
-        raise HistoryError(f"{data_dir}: {_iso(int(t0_ns[twice[0]]))} occurs in two files; keep one of them")
+        raise HistoryError(f"{data_dir}: {iso(int(t0_ns[twice[0]]))} occurs in two files; keep one of them")
     fuel_mw = np.concatenate(fuel)[order]
     wind = fuel_mw[:, len(SYNCHRONOUS)]
     log.info("history: %d of %d half-hours kept from %s", t0_ns.size, seen, data_dir)
@@ -150,94 +148,7 @@ def read_year(path: Path) -> tuple[I64, F64, F64]:
     Returns: t0_ns [H] ascending, load_mw [H] (NaN where no INDO belongs), fuel_mw [H, 20] (REQUIRED, interconnectors).
     Raises:  HistoryError naming file, row and column.
     """
-    table = _read_columns(path)
-    rows = len(table["INDO"])
-    t0_ns = np.array([_start_ns(path, i, text) for i, text in enumerate(table["period_start_utc"])], dtype=np.int64)
-    fuel_mw = np.empty((rows, len(REQUIRED) + len(INTERCONNECTORS)))
-    for j, name in enumerate((*REQUIRED, *INTERCONNECTORS)):
-        fuel_mw[:, j] = _numbers(path, name, table[name])
+    table = read_half_hours(path)
+    fuel_mw = table.value_HC[:, [table.channels.index(name) for name in (*REQUIRED, *INTERCONNECTORS)]]
     fuel_mw[:, len(REQUIRED) :] = np.nan_to_num(fuel_mw[:, len(REQUIRED) :], nan=0.0)
-    indo = _numbers(path, "INDO", table["INDO"])
-
-    row_at: dict[int, int] = {}
-    for i, t in enumerate(t0_ns.tolist()):
-        if t in row_at:
-            raise HistoryError(f"{path}: row {i + 2}, period_start_utc: {_iso(t)} already stood in row {row_at[t] + 2}")
-        row_at[t] = i
-    load_mw = np.full(rows, np.nan)
-    placed: dict[int, int] = {}
-    for i in range(rows):
-        start = _label_start_ns(path, i, table, int(t0_ns[i]))
-        if start is None:
-            continue
-        if start in placed:
-            raise HistoryError(
-                f"{path}: row {i + 2}, settlement_date, settlement_period: same label as row {placed[start] + 2}"
-            )
-        placed[start] = i
-        if start in row_at:
-            load_mw[row_at[start]] = indo[i]
-    order = np.argsort(t0_ns)
-    return t0_ns[order], load_mw[order], fuel_mw[order]
-
-
-def _label_start_ns(path: Path, i: int, table: dict[str, list[str]], t0_ns: int) -> int | None:
-    """Where the INDO of row i belongs. Only the known defect (date one day late) is repaired: otherwise None."""
-    try:
-        day = date.fromisoformat(table["settlement_date"][i])
-        period = int(table["settlement_period"][i])
-    except ValueError as error:
-        raise HistoryError(f"{path}: row {i + 2}, settlement_date or settlement_period: {error}") from error
-    true_day, true_period = settlement_label(t0_ns)
-    if period != true_period or day - true_day not in (timedelta(0), timedelta(days=1)):
-        return None
-    return settlement_start_ns(day, period)
-
-
-def _read_columns(path: Path) -> dict[str, list[str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file)
-        header = next(lines, [])
-        for name in COLUMNS:
-            if name not in header:
-                raise HistoryError(f"{path}: row 1: no column {name!r}; needed are {', '.join(COLUMNS)}")
-        rows = list(lines)
-    for i, row in enumerate(rows):
-        if len(row) != len(header):
-            raise HistoryError(f"{path}: row {i + 2}: {len(row)} values for {len(header)} columns; is it cut off?")
-    if not rows:
-        raise HistoryError(f"{path}: no rows below the header")
-    columns = list(zip(*rows, strict=True))
-    return {name: [text.strip() for text in columns[header.index(name)]] for name in COLUMNS}
-
-
-def _numbers(path: Path, column: str, texts: list[str]) -> F64:
-    """Blank is NaN; anything else must be a finite number (MW)."""
-    out: F64 = np.full(len(texts), np.nan)
-    for i, text in enumerate(texts):
-        if not text:
-            continue
-        try:
-            out[i] = float(text)
-        except ValueError:
-            raise HistoryError(f"{path}: row {i + 2}, column {column}: {text!r} is no number (MW)") from None
-        if not math.isfinite(out[i]):
-            raise HistoryError(f"{path}: row {i + 2}, column {column}: {text!r} is not finite; leave it blank instead")
-    return out
-
-
-def _start_ns(path: Path, i: int, text: str) -> int:
-    try:
-        start = datetime.fromisoformat(text)
-    except ValueError:
-        start = None
-    if start is None or start.utcoffset() is None:
-        raise HistoryError(f"{path}: row {i + 2}, column period_start_utc: {text!r} is no time with an offset or Z")
-    t0_ns = int(start.timestamp()) * 1_000_000_000
-    if t0_ns % HALF_HOUR_NS:
-        raise HistoryError(f"{path}: row {i + 2}, column period_start_utc: {text!r} is not on the half-hour")
-    return t0_ns
-
-
-def _iso(t0_ns: int) -> str:
-    return datetime.fromtimestamp(t0_ns // 1_000_000_000, tz=UTC).isoformat()
+    return table.t0_ns, table.value_HC[:, table.channels.index("INDO")], fuel_mw

@@ -1,0 +1,242 @@
+"""What `gg-ray data` and `gg-ray feed` do.
+
+Flow:    cli -> [data_commands] -> elexon.fetch, elexon.check, elexon.feeding -> the store, standard output
+Source:  docs/gb-data.md, commands
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from gg_ray.config import ConfigError, did_you_mean
+from gg_ray.data_options import DataOptions, FeedOptions
+from gg_ray.elexon import feeding
+from gg_ray.elexon.check import Quality, check_path, streams_in
+from gg_ray.elexon.fetch import Progress, fetch_history, sync
+from gg_ray.elexon.history import UnknownForm
+from gg_ray.elexon.replay import ReplaySource
+from gg_ray.elexon.scans import STEPS
+from gg_ray.elexon.source import GridSource, stream_of
+from gg_ray.elexon.sources import make_source
+from gg_ray.elexon.store import DayStore
+from gg_ray.elexon.tables import HistoryError, iso
+
+SYNCED = ("FUELINST", "FUELHH", "DEMAND", "FREQ", "INDOD")
+SINKS = ("stdout",)
+HISTORY_SUFFIXES = (".csv", ".parquet")
+SHOWN = 8
+"""Findings of a kind that the table shows; --json gives all."""
+
+
+def data_command(options: DataOptions, default_store: Path) -> int:
+    """`gg-ray data …`.  Raises: ConfigError for bad options; ElexonError, OSError."""
+    store = DayStore(options.store or default_store)
+    if options.action == "check":
+        return _check(options, store)
+    start = end = _now()
+    if options.action == "fetch":
+        if not options.stream or options.from_ is None:
+            raise ConfigError("data fetch: name a --stream and a first day --from")
+        start = when(options.from_, "--from")
+        end = when(options.to, "--to", whole_day=True) if options.to else end
+        if end < start:
+            raise ConfigError(f"data fetch: --to {options.to} lies before --from {options.from_}")
+    if options.days_back < 1:
+        raise ConfigError(f"--days-back {options.days_back}: at least 1")
+    streams = [stream_of(name).name for name in options.stream or SYNCED]
+    source = make_source(options.source, base_url=options.base_url, store=store, failed_dir=store.root / "failed")
+    return asyncio.run(_bring(options, streams, source, store, start, end))
+
+
+async def _bring(
+    options: DataOptions, streams: Sequence[str], source: GridSource, store: DayStore, start: datetime, end: datetime
+) -> int:
+    with _progress() as show:
+        try:
+            if options.action == "sync":
+                found = await sync(source, streams, store, end, options.days_back, show)
+            else:
+                found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
+        finally:
+            await source.aclose()
+    for summary in found:
+        _say(str(summary))
+    if store.damaged:
+        _say(f"damaged files set aside: {', '.join(f'{name} {count}' for name, count in store.damaged.items())}")
+    return 1 if any(summary.error for summary in found) else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar per stream on a terminal, a line per window elsewhere; both on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield lambda p: _note(f"{p.stream} {p.done}/{p.total} to {p.end:%Y-%m-%d %H:%M}Z: {p.news:,} rows")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.fields[to]}"), console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(p: Progress) -> None:
+            if p.stream not in tasks:
+                tasks[p.stream] = bar.add_task(p.stream, total=p.total, to="")
+            bar.update(tasks[p.stream], completed=p.done, to=f"{p.end:%Y-%m-%d}")
+
+        yield show
+
+
+def _check(options: DataOptions, store: DayStore) -> int:
+    """Report on each path. A file named by itself must be a history; in a folder, what is none is passed over."""
+    failed = False
+    console = Console()
+    for path in options.paths or (store.root,):
+        for found in _reports(path, options.zone):
+            if isinstance(found, HistoryError):
+                failed |= not (isinstance(found, UnknownForm) and path.is_dir())
+                _note(f"not checked: {found}")
+                continue
+            failed |= "damaged_file" in found.counts
+            if options.json:
+                _say(json.dumps(found.as_json(), allow_nan=False))
+            else:
+                for table in tables(found):
+                    console.print(table)
+    return 1 if failed else 0
+
+
+def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
+    files: Sequence[Path] = (path,)
+    if path.is_dir() and not streams_in(DayStore(path)):
+        files = sorted(file for file in path.rglob("*") if file.suffix in HISTORY_SUFFIXES)
+        if not files:
+            yield HistoryError(f"{path}: neither a store nor a folder with histories; gg-ray data fetch fills a store")
+    for file in files:
+        try:
+            yield from check_path(file, zone)
+        except HistoryError as error:
+            yield error
+
+
+def tables(found: Quality) -> Iterator[Table]:
+    """What was counted, then the longest findings of each kind."""
+    span = f"{iso(found.first_ns)} to {iso(found.last_ns)}" if found.first_ns is not None and found.last_ns else "empty"
+    head = Table(title=Text(f"{found.name}  ({found.form}, {found.period_s} s)"), title_justify="left", box=None)
+    head.add_column("count", justify="right")
+    head.add_column("what")
+    head.add_row(f"{found.rows:,}", Text(f"periods, {span}"))
+    for name, count in sorted(found.counts.items()):
+        head.add_row(f"{count:,}", Text(name.replace("_", " ") if ":" not in name else name))
+    yield head
+    kinds = Counter(finding.kind for finding in found.findings)
+    if not kinds:
+        return
+    stretches = Table("what", "first (UTC)", "last (UTC)", "periods", "detail", box=None, pad_edge=False)
+    for kind, count in kinds.items():
+        longest = sorted(found.of(kind), key=lambda finding: (-finding.count, finding.first_ns))
+        for f in longest[:SHOWN]:
+            stretches.add_row(
+                kind.replace("_", " "), iso(f.first_ns)[:16], iso(f.last_ns)[:16], f"{f.count:,}", Text(f.detail)
+            )
+        if count > SHOWN:
+            stretches.add_row("", "", "", "", f"and {count - SHOWN} more (--json)")
+    yield stretches
+
+
+def feed_command(options: FeedOptions, default_store: Path) -> int:
+    """`gg-ray feed`.  Raises: ConfigError for bad options; ElexonError."""
+    if options.to == "kafka":
+        raise ConfigError("--to kafka comes with the live service; until then pipe --to stdout")
+    if options.to not in SINKS:
+        raise ConfigError(f"--to {options.to!r}{did_you_mean(options.to, SINKS) or ';'} choose from {', '.join(SINKS)}")
+    if options.step not in STEPS:
+        raise ConfigError(f"--step {options.step}: choose from {', '.join(map(str, STEPS))}")
+    if not options.speed > 0:
+        raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
+    store = DayStore(options.store or default_store)
+    start = when(options.from_, "--from") if options.from_ else None
+    end = when(options.until, "--until", whole_day=True) if options.until else None
+    source = make_source(
+        options.source, base_url=options.base_url, store=store, files=options.files, speed=options.speed, start=start,
+        zone=options.zone,
+    )  # fmt: skip
+    streams = options.streams or tuple(name for name in feeding.STREAMS if name in source.streams)
+    try:
+        feeding.fed(streams)
+    except ValueError as error:
+        raise ConfigError(f"--streams: {error}") from None
+    return asyncio.run(_feed(options, source, streams, start, end))
+
+
+async def _feed(
+    options: FeedOptions, source: GridSource, streams: Sequence[str], start: datetime | None, end: datetime | None
+) -> int:
+    def emit(message: dict[str, Any]) -> None:
+        _say(feeding.as_line(message))
+
+    failures = 0
+
+    def failed(stream: str, error: Exception) -> None:
+        nonlocal failures
+        failures += 1
+        _note(f"{stream}: {error}")
+
+    try:
+        if isinstance(source, ReplaySource):
+            said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
+        else:
+            said = await feeding.poll(
+                source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=_now,
+                sleep=asyncio.sleep, rng=random.Random(), failed=failed,
+            )  # fmt: skip
+    finally:
+        await source.aclose()
+    return 1 if failures and not said else 0
+
+
+def when(text: str, option: str, whole_day: bool = False) -> datetime:
+    """A day (its beginning, or its end when whole_day) or a time with zone, as UTC.
+
+    Raises: ConfigError naming the option.
+    """
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        day = None
+    if day is not None:
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return start + timedelta(days=1, microseconds=-1) if whole_day else start
+    try:
+        t = datetime.fromisoformat(text)
+    except ValueError:
+        t = None
+    if t is None or t.tzinfo is None:
+        raise ConfigError(f"{option} {text!r}: a UTC day such as 2024-06-01, or a time such as 2024-06-01T12:00Z")
+    return t.astimezone(UTC)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # who reads a feed waits for its lines
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

@@ -1,0 +1,78 @@
+"""Options of the commands on GB data: `gg-ray data` and `gg-ray feed`.
+
+Flow:    argv -> options.parse -> [data_options] -> cli, data_commands
+Source:  docs/gb-data.md, commands
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+When = str | None
+"""A UTC day such as 2024-06-01, or a time with Z or an offset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """GB histories on disk.
+
+    fetch: bring --from to --to of each --stream into the store, resuming from what it holds.
+    sync: bring the last days of the usual streams up to date; made to run daily.
+    check: gaps, repeats, dead and late publications of history files or of a store, as a table or as JSON.
+    """
+
+    action: tyro.conf.Positional[Literal["fetch", "sync", "check"]]
+    paths: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """check: history files, folders of them, or stores; the store when none is named."""
+    stream: tuple[str, ...] = ()
+    """FUELINST, FUELHH, DEMAND, FREQ, INDO, ITSDO, INDOD, ROLSYSDEM or WARNINGS."""
+    from_: Annotated[When, tyro.conf.arg(name="from")] = None
+    """fetch: first day (UTC) or time."""
+    to: When = None
+    """fetch: last day (UTC, whole) or time; now when not given."""
+    source: str = "insights"
+    """insights, elexondataportal, iris, replay or auto."""
+    base_url: str | None = None
+    """Another address of the Insights API, such as a server for tests."""
+    store: Path | None = None
+    """Folder of the store; GG_STORE_DIR or data/elexon when not given."""
+    days_back: int = 7
+    """sync: days before today that are looked at."""
+    zone: str | None = None
+    """check: clock of files whose times carry no offset, UTC or Europe/London."""
+    json: bool = False
+    """check: one JSON object per file or stream instead of tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedOptions:
+    """GB scans as JSON lines: polled from a live source, or replayed from files or the store."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """replay: history files; the store when none is named."""
+    source: str = "insights"
+    """insights, elexondataportal, iris, replay or auto."""
+    to: str = "stdout"
+    """stdout: one line per scan."""
+    streams: tuple[str, ...] = ()
+    """Streams that make the scans; FUELINST, DEMAND and FREQ, of these what a replay has, when not given."""
+    step: int = 300
+    """Length of a scan, s: 1800, 300 or 15."""
+    speed: float = float("inf")
+    """replay: recorded seconds per second; inf does not wait."""
+    from_: Annotated[When, tyro.conf.arg(name="from")] = None
+    """replay: first day (UTC) or time; the beginning of the record when not given."""
+    until: When = None
+    """Last day (UTC, whole) or time; the end of the record, or for ever when polling."""
+    once: bool = False
+    """Stop after one poll, or after the first scan of a replay."""
+    base_url: str | None = None
+    """Another address of the Insights API, such as a server for tests."""
+    store: Path | None = None
+    """Folder of the store; GG_STORE_DIR or data/elexon when not given."""
+    zone: str | None = None
+    """replay: clock of files whose times carry no offset, UTC or Europe/London."""
