@@ -10,7 +10,7 @@ publications were never used in training; they decide here which days are benign
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +21,14 @@ import pandas as pd
 from gg_ray.config import BALANCE_CASE, ConfigError, RunConfig
 from gg_ray.elexon.settlement import HALF_HOUR_NS
 from gg_ray.evaluate import metrics, results
+from gg_ray.evaluate.real_fine import five_minutes, frequency
 from gg_ray.evaluate.results import Block, Row
 from gg_ray.evaluate.scoring import BlockInfo, Method, Output
 from gg_ray.evaluate.suites import SuiteMaker
 from gg_ray.grid import balance as b
-from gg_ray.grid.cases import load_case
-from gg_ray.records import F64, FAMILIES, I64, TYPES, Bool, Window
+from gg_ray.records import F64, FAMILIES, I64, TYPES, Bool
 from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, load_record
+from gg_ray.scenario.balance_windows import readings, window_at, windows
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.scenario.history import FOLDER
@@ -37,14 +38,12 @@ SUITE = "real-gb"
 INCIDENTS_PER_MONTH = 1.0
 DAYS_PER_MONTH = 365.25 / 12
 PER_DAY = 48
-HALF_HOUR_PLAN, FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 999, 1_000, 1_001
-_CHUNK = 512
+HALF_HOUR_PLAN = 999
 _FIT_WINDOWS = 1_500
 _GRACE = 2
 """Scans after the last bad one in which an alarm still counts as finding it."""
 DEDUP_MINUTES = 360.0
 """Alarms closer than this are one incident to an operator of half-hourly data."""
-_FAULT = "2019-08-09T15:52:33.490"
 
 
 @dataclass(slots=True)
@@ -108,7 +107,10 @@ def evaluate_real(
     found = RealFindings([], [], record, labels.bad, series, thresholds)
     _publications(found, labels, years, info)
     _seeded(found, methods, maker, config, info)
-    _august(found, folder, methods[0], scans)
+    _august(found, methods[0])
+    found.notes += five_minutes(methods[0], folder, record, scans)
+    lines, found.frequency = frequency(methods[0], folder, scans)
+    found.notes += lines
     return found
 
 
@@ -129,10 +131,17 @@ def score_record(method: Method, record: BalanceRecord, scans: int) -> Series:
     size = record.t0_ns.size
     out = Series(np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, dtype=np.int64), np.full(size, -1))
     featurizer, plan = Featurizer(), b.balance_plan(HALF_HOUR_PLAN)
-    for ends, windows in _windows_of(record, scans):
-        said = method.output(featurizer.prepare(windows, plan))
+    for ends, chunk in windows(_readings(record), record.t0_ns, scans, HALF_HOUR_PLAN):
+        said = method.output(featurizer.prepare(chunk, plan))
         _keep(out, ends, said)
     return out
+
+
+def _readings(record: BalanceRecord) -> F64:
+    """[H, M] without what the other years do not carry: frequency and embedded plant."""
+    stream = record.stream_HC.copy()
+    stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan
+    return readings(stream, record.usual_H4, 1_800.0)
 
 
 def _keep(out: Series, ends: I64, said: Output) -> None:
@@ -145,48 +154,15 @@ def _keep(out: Series, ends: I64, said: Output) -> None:
         out.top[ends] = said.node_BN.argmax(axis=1)
 
 
-def _windows_of(record: BalanceRecord, scans: int) -> Iterator[tuple[I64, list[Window]]]:
-    """Windows in chunks. Half-hours without any publication end no window: there is nothing new to judge."""
-    stream = record.stream_HC.copy()
-    stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan  # the other years do not carry them
-    z = b.readings_of(stream, record.usual_H4)
-    heard = np.isfinite(z[:, b.M_SUPPLY]).any(axis=1)
-    ends = np.flatnonzero(heard)
-    ends = ends[ends >= scans - 1]
-    enough = np.convolve(heard.astype(int), np.ones(scans, dtype=int))[: heard.size]
-    ends = ends[enough[ends] > scans // 2]
-    for start in range(0, ends.size, _CHUNK):
-        part = ends[start : start + _CHUNK]
-        yield (
-            part,
-            [window_at(z[e - scans + 1 : e + 1], int(record.t0_ns[e - scans + 1]), HALF_HOUR_PLAN) for e in part],
-        )
-
-
-def window_at(z_TM: F64, t0_ns: int, plan_id: int) -> Window:
-    """A window of real readings: what did not come is NaN and ages."""
-    case = load_case(BALANCE_CASE)
-    scans = z_TM.shape[0]
-    here = np.isfinite(z_TM)
-    last = np.maximum.accumulate(np.where(here, np.arange(scans)[:, None], -1), axis=0)
-    age = np.where(last < 0, 255, np.minimum(np.arange(scans)[:, None] - last, 254)).astype(np.uint8)
-    return Window(
-        case=BALANCE_CASE, plan_id=plan_id, t0_ns=t0_ns, step_s=b.cadence_of(plan_id), z_TM=z_TM, age_TM=age,
-        status_TE=np.ones((scans, case.n_branch), dtype=np.uint8), tap_E=case.tap, x_scale_E=np.ones(case.n_branch),
-    )  # fmt: skip
-
-
 def _fit(methods: Sequence[Method], record: BalanceRecord, scans: int, seed: int) -> None:
     """Give the classical methods trusted windows of the training years."""
     rng = np.random.default_rng(seed)
     runs = record.runs(SPLIT_YEARS["train"], scans)
     places = np.concatenate([np.arange(first, first + count - scans + 1) for first, count in runs])
     chosen = np.sort(rng.choice(places, min(_FIT_WINDOWS, places.size), replace=False))
-    stream = record.stream_HC.copy()
-    stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan
-    z = b.readings_of(stream, record.usual_H4)
-    windows = [window_at(z[i : i + scans], int(record.t0_ns[i]), HALF_HOUR_PLAN) for i in chosen]
-    prepared = Featurizer().prepare(windows, b.balance_plan(HALF_HOUR_PLAN))
+    z = _readings(record)
+    chosen_windows = [window_at(z[i : i + scans], int(record.t0_ns[i]), HALF_HOUR_PLAN) for i in chosen]
+    prepared = Featurizer().prepare(chosen_windows, b.balance_plan(HALF_HOUR_PLAN))
     for method in methods:
         method.prepare([prepared], rng)
 
@@ -279,8 +255,8 @@ def _seeded(
 # --- 9 August 2019 ---------------------------------------------------------------------------------------------------
 
 
-def _august(found: RealFindings, folder: Path, model: Method, scans: int) -> None:
-    """The verdict on the loss of 9 August 2019, in half-hours and from the one-second trace sampled each 15 s."""
+def _august(found: RealFindings, model: Method) -> None:
+    """The verdict on the half-hours of the loss of 9 August 2019."""
     record, series = found.record, found.series[model.name]
     start = int(np.datetime64("2019-08-09T15:30", "ns").astype(np.int64))
     for offset in range(3):
@@ -292,29 +268,3 @@ def _august(found: RealFindings, folder: Path, model: Method, scans: int) -> Non
             f" (score {series.score[at]:.2f}, threshold {found.thresholds[model.name]:.2f}),"
             f" disturbance logit {series.disturbance[at]:.2f}"
         )
-    path = folder / "neso_frequency" / "neso-frequency-2019-08-09-event-window.csv"
-    trace = pd.read_csv(path, comment="#")
-    times = pd.to_datetime(trace["utc_time"], utc=True).to_numpy(dtype="datetime64[ns]").astype(np.int64)
-    hertz = trace["frequency_hz"].to_numpy(dtype=np.float64)
-    grid = times[0] + np.arange(0, times[-1] - times[0] + 1, 15 * 10**9)
-    sampled = hertz[np.searchsorted(times, grid)]
-    plan = b.balance_plan(FREQUENCY_PLAN)
-    windows = []
-    for end in range(1, grid.size + 1):
-        z = np.full((scans, plan.size), np.nan)
-        known = min(end, scans)
-        z[scans - known :, b.M_FREQUENCY] = sampled[end - known : end] / b.F0_HZ
-        windows.append(window_at(z, int(grid[end - 1] - (scans - 1) * 15 * 10**9), FREQUENCY_PLAN))
-    said = model.output(Featurizer().prepare(windows, plan))
-    found.frequency = {
-        "time_ns": grid.astype(np.float64), "hertz": sampled, "implausible": said.score_B,
-        "disturbance": said.disturbance_B if said.disturbance_B is not None else np.full(grid.size, np.nan),
-    }  # fmt: skip
-    fault = int(np.datetime64(_FAULT, "ns").astype(np.int64))
-    after = np.flatnonzero(grid > fault)
-    lines = [
-        f"{(int(grid[i]) - fault) / 1e9:.0f} s: {sampled[i]:.3f} Hz, disturbance {said.disturbance_B[i]:.2f},"
-        f" implausible {said.score_B[i]:.2f}"
-        for i in after[:6] if said.disturbance_B is not None
-    ]  # fmt: skip
-    found.notes.append("9 August 2019, 15-s samples after the fault: " + "; ".join(lines))
