@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gg_ray.elexon.rows import FUEL_TYPES, INTERCONNECTOR_MW
 from gg_ray.grid.cases import PV, SLACK, GridCase
 from gg_ray.grid.meters import MeterPlan
-from gg_ray.records import F64, I64
+from gg_ray.records import F64, I64, Bool
 
 C128 = NDArray[np.complex128]
 
@@ -76,7 +76,7 @@ _DEMAND_MOVE_MW = 950.0
 _STEP_SHARE = {1_800.0: 1.0, 300.0: 0.22, 15.0: 0.22}
 """Moves within five minutes relative to moves within a half-hour, from the five-minute record of July 2019."""
 _FREQUENCY_MOVE_HZ = {1_800.0: 0.03, 300.0: 0.05, 15.0: 0.02}
-_LAW_SIGMA_MW = {"station": 10.0, "unreported": 55.0}
+_LAW_SIGMA_MW = {"station": 40.0, "unreported": 55.0}
 _EMBEDDED_MOVE_MW = 150.0
 _MISSING = 0.004
 
@@ -148,12 +148,16 @@ def injections_of(stream_TC: F64) -> F64:
     return out
 
 
-def laws(stream_TC: F64) -> tuple[F64, F64]:
+def laws(stream_TC: F64, exists_TL: Bool | None = None) -> tuple[F64, F64]:
     """Station load k = ITSDO - INDO - exports - pumping and gross residual q = supply + imports - ITSDO, MW, [T].
 
-    NaN where a stream that must be there is missing; a link that has never been published counts as 0.
+    Args:    exists_TL  links (LINKS order) that are in service; those heard anywhere in the streams when not given
+    Returns: NaN where a stream that must be there is missing: a link that exists and is silent may carry anything, one
+             that does not exist carries nothing.
     """
-    links = np.nan_to_num(stream_TC[:, LINKS], nan=0.0)
+    links = stream_TC[:, LINKS]
+    exists = np.isfinite(links).any(axis=0, keepdims=True) if exists_TL is None else exists_TL
+    links = np.where(np.isnan(links) & ~exists, 0.0, links)
     pumped = stream_TC[:, PS]
     k = stream_TC[:, ITSDO] - stream_TC[:, INDO] - np.maximum(-links, 0).sum(axis=1) - np.maximum(-pumped, 0)
     q = (
@@ -217,14 +221,17 @@ def balance_plan(plan_id: int) -> MeterPlan:
     )  # fmt: skip
 
 
-def readings_of(stream_TC: F64, usual_T4: F64, averaged_TC: F64 | None = None) -> F64:
+def readings_of(
+    stream_TC: F64, usual_T4: F64, averaged_TC: F64 | None = None, exists_TL: Bool | None = None
+) -> F64:  # fmt: skip
     """[T, M] readings, p.u., NaN where a stream is silent.
 
     Args: stream_TC   published streams, NaN where nothing came
           usual_T4    rolling median of k and of q, rolling sigma of k and of q, MW
           averaged_TC streams as means over the demand's half-hour, for the laws at finer cadences
+          exists_TL   links in service, as `laws`
     """
-    k, q = laws(stream_TC if averaged_TC is None else averaged_TC)
+    k, q = laws(stream_TC if averaged_TC is None else averaged_TC, exists_TL)
     out = np.empty((stream_TC.shape[0], 10 + N_SUPPLY))
     out[:, M_FREQUENCY] = stream_TC[:, FREQ] / F0_HZ * BASE_MVA
     out[:, M_SUPPLY] = stream_TC[:, :N_SUPPLY]

@@ -38,7 +38,7 @@ def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:
     """
     r = np.zeros_like(z_BTM)
     filled = _carried(z_BTM)
-    sigma_k = np.maximum(filled[..., b.M_STATION_SIGMA], 10.0 / b.BASE_MVA)
+    sigma_k = np.maximum(filled[..., b.M_STATION_SIGMA], 40.0 / b.BASE_MVA)
     sigma_q = np.maximum(filled[..., b.M_UNREPORTED_SIGMA], 40.0 / b.BASE_MVA)
     # readings of the laws are injections: minus the load
     r[..., b.M_STATION] = (-z_BTM[..., b.M_STATION] - filled[..., b.M_STATION_USUAL]) / sigma_k

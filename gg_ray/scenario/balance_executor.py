@@ -25,7 +25,7 @@ from gg_ray.records import F64, TYPES, Bool, Context, Event, Labels, Program, Wi
 from gg_ray.scenario.attempt import Attempt, Side, Trajectory
 from gg_ray.scenario.balance_anomalies import LIMITS, SIZED, Corruption, NoEffect, corrupt
 from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, load_record
-from gg_ray.scenario.balance_worlds import Frame, apply_benign, averaged, cut, half_hours_needed, publish, vary
+from gg_ray.scenario.balance_worlds import Frame, apply_benign, cut, half_hours_needed, publish, read, vary
 from gg_ray.scenario.context import ContextError, ContextSource
 from gg_ray.scenario.grammar import D_EDGES, PRIMITIVES, Grammar, channel_of
 from gg_ray.scenario.worlds import Neighbourhood, Readings, World
@@ -132,7 +132,7 @@ class BalanceExecutor:
             origin=self.record.origin,
         )  # fmt: skip
         published = publish(frame)
-        honest = b.readings_of(published[frame.before :], frame.usual_T4, averaged(published, frame))
+        honest = read(frame, published)
         severity = float(np.clip((np.abs(truth[:, b.FREQ] - b.F0_HZ).max() - 0.2) / 0.3, 0, 1))
         disturbed = frame.disturbed or hard or severity > 0
         attempt = Attempt(
@@ -177,7 +177,7 @@ class BalanceExecutor:
             false = published + factor * unit
             if name in SIZED:
                 false = np.round(false, 3)
-            lying = b.readings_of(false[frame.before :], frame.usual_T4, averaged(false, frame))
+            lying = read(frame, false)
             there = np.isfinite(lying) & np.isfinite(honest)
             d = np.sqrt(detect.of(np.where(there, lying - honest, 0.0), there, sigma))
             attempt.d_eff = float(d)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 from gg_ray.elexon.settlement import HALF_HOUR_NS
-from gg_ray.grid.balance import CHANNELS, FREQ, INDO, ITSDO, LINKS, N_SUPPLY, PS, RATING_MW
+from gg_ray.grid.balance import CHANNELS, FREQ, INDO, ITSDO, LINKS, N_SUPPLY, PS, RATING_MW, readings_of
 from gg_ray.records import F64, Bool, Event
 from gg_ray.scenario.balance_record import CCGT, BalanceRecord
 from gg_ray.scenario.swing import System, swing
@@ -320,3 +320,9 @@ def averaged(published_TC: F64, frame: Frame) -> F64 | None:
         total = np.apply_along_axis(lambda column: np.convolve(column, np.full(6, 1 / 6), "valid"), 0, supply)
         out[:, :N_SUPPLY] = total
     return out
+
+
+def read(frame: Frame, published_TC: F64) -> F64:
+    """[T, M] readings of the window that a publication [A + T, C] gives."""
+    exists = np.isfinite(frame.truth_TC[frame.before :, LINKS])
+    return readings_of(published_TC[frame.before :], frame.usual_T4, averaged(published_TC, frame), exists)
