@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gg_ray.config import ConfigError, RunConfig, VerifierConfig, check_cases, check_suite
+from gg_ray import provenance
+from gg_ray.baselines.national import national_detectors
+from gg_ray.config import BALANCE_CASE, REAL_SUITE, ConfigError, RunConfig, VerifierConfig, check_cases, check_suite
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
-from gg_ray.evaluate.job import Spread, Weights, evaluate
+from gg_ray.evaluate.job import Spread, Weights, evaluate, network_methods
+from gg_ray.evaluate.real_gb import evaluate_real
+from gg_ray.evaluate.real_report import write_real_report
 from gg_ray.evaluate.report import ReportMeta, text_table, write_report
+from gg_ray.evaluate.scoring import BlockInfo, DetectorMethod
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.publish import evaluation_figures, promotion_gate
 from gg_ray.records import FOLDS
 from gg_ray.registry import Registry, RegistryError, Version
+from gg_ray.scenario.context import context_source
 from gg_ray.score import as_json, find_registry, load_model, load_network, verdicts
 from gg_ray.tracking import read_jsonl
 from gg_ray.windows_io import WindowFileError, read_windows
@@ -41,10 +47,11 @@ def evaluate_model(
     Raises: ConfigError for a size below 1, an unknown suite or grid; RegistryError for an unknown model or run.
     """
     torch.set_num_threads(1)
+    if suite != REAL_SUITE:
+        check_suite(suite)
     registry = find_registry(RUNS, run)
     network, version = load_network(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
-    check_suite(suite)
     check_cases(cases, "--cases")
     sizes = config.evaluate
     sizes = replace(
@@ -52,12 +59,14 @@ def evaluate_model(
     )  # fmt: skip
     config = replace(config, evaluate=sizes)
     untrained = new_verifier(network.config, config.seed + 1)
+    networks = {
+        results.VERIFIER: to_numpy(network.state_dict()), **_control(registry, version, network.config),
+        results.UNTRAINED: to_numpy(untrained.state_dict()),
+    }  # fmt: skip
+    if suite == REAL_SUITE:
+        return _evaluate_real(config, networks, version, network.config, out or registry.root.parent / REAL_SUITE)
     found = evaluate(
-        config,
-        {
-            results.VERIFIER: to_numpy(network.state_dict()), **_control(registry, version, network.config),
-            results.UNTRAINED: to_numpy(untrained.state_dict()),
-        },
+        config, networks,
         learner_steps=int(version.metrics.get("learner_steps") or 0),
         executor_calls=int(version.metrics.get("power_flow_solves") or 0), model=version.id, suite=suite,
         cases=cases or None, note=lambda text: _say(text), verifier=network.config, spread=spread,
@@ -73,6 +82,35 @@ def evaluate_model(
     for block in found.results.results:
         _say(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}")
     write_report(folder, found.results, None, evaluation_figures(folder, found), meta, found.comparisons)
+    _say(f"\nwrote {folder}/results.json, report.md and its figures")
+    return 0
+
+
+def _evaluate_real(
+    config: RunConfig, networks: Mapping[str, Weights], version: Version, architecture: VerifierConfig, folder: Path
+) -> int:  # fmt: skip
+    """The suite on the real GB record: prints the tables and notes, writes results.json, report.md and figures.
+
+    Raises: ConfigError for a model of another grid, or without the data folder.
+    """
+    if BALANCE_CASE not in config.scenario.cases:
+        raise ConfigError(
+            f"suite {REAL_SUITE}: {version.id} was trained on {', '.join(config.scenario.cases)}; train one with"
+            " gg-ray train --config gb-balance"
+        )
+    info = BlockInfo(
+        fold=config.scenario.fold, model=version.id, seed=config.seed, commit=provenance.git_commit(),
+        learner_steps=int(version.metrics.get("learner_steps") or 0),
+        executor_calls=int(version.metrics.get("power_flow_solves") or 0),
+    )  # fmt: skip
+    methods = network_methods(networks, architecture)
+    methods += [DetectorMethod(detector) for detector in national_detectors(config.seed)]
+    found = evaluate_real(config, methods, context_source(config.scenario.data_dir or None), info, _say)
+    for block in found.blocks:
+        _say(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}")
+    for line in found.notes:
+        _say(line)
+    write_real_report(folder, found, f"{config.name}, {version.id}")
     _say(f"\nwrote {folder}/results.json, report.md and its figures")
     return 0
 

@@ -13,11 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-TRAINABLE_CASES = ("case14", "case30", "case57", "gb29", "gb")
+BALANCE_CASE = "gb-balance"
+"""The national balance graph: streams of fuels, links and demand around one hub."""
+TRAINABLE_CASES = ("case14", "case30", "case57", "gb29", "gb", BALANCE_CASE)
 HELD_OUT_CASES = ("case39", "case118", "case300", "illinois200")
 SCALE_CASES = ("activsg10k", "activsg25k", "activsg70k")
 KNOWN_CASES = (*TRAINABLE_CASES, *HELD_OUT_CASES, *SCALE_CASES)
 SUITES = ("quick", "windows", "timelines")
+REAL_SUITE = "real-gb"
+"""Suite of `gg-ray evaluate` on the real GB record; only a model of the balance graph has it."""
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
@@ -59,7 +63,8 @@ def _leaf(name: str) -> str:
 def check_suite(name: str) -> None:
     """Raises: ConfigError for an unknown suite, with the nearest and the known ones."""
     if name not in SUITES:
-        raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, SUITES) or ';'} choose from {', '.join(SUITES)}")
+        known = (*SUITES, REAL_SUITE)
+        raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, known) or ';'} choose from {', '.join(known)}")
 
 
 def check_cases(cases: Iterable[str], setting: str) -> None:
@@ -394,6 +399,11 @@ class RunConfig:
             self.checkpoint.every_steps % self.learner.publish_every == 0,
             f"checkpoint.every_steps {self.checkpoint.every_steps} must be a multiple of learner.publish_every"
             f" {self.learner.publish_every}: a resumed run restarts its players from published weights",
+        )
+        _check(
+            BALANCE_CASE not in self.scenario.cases or self.actors.solvers == 0,
+            f"scenario.cases: {BALANCE_CASE} needs actors.solvers 0: some of its readings are computed from others, so"
+            " a completed one would contradict them",
         )
         held = set(self.evaluate.held_out_cases) & set(self.scenario.cases)
         _check(not held, f"evaluate.held_out_cases: {', '.join(sorted(held))} is also trained on")

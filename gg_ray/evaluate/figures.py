@@ -220,6 +220,46 @@ def grid_map(
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
+def year_scores(t0_ns_H: ArrayLike, score_H: ArrayLike, bad_H: ArrayLike, threshold: float, path: Path) -> Path:
+    """Scores by time with the threshold; half-hours that a list calls bad are marked."""
+    times = np.asarray(t0_ns_H).astype("datetime64[ns]")
+    scores, bad = np.asarray(score_H, dtype=np.float64), np.asarray(bad_H, dtype=bool)
+    if not np.isfinite(scores).any():
+        raise FigureError("scores by time: no window was scored")
+    figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(4, 1)
+    years = times.astype("datetime64[Y]").astype(int) + 1970
+    shown = [year for year in np.unique(years) if np.isfinite(scores[years == year]).sum() > 48]
+    for ax, year in zip(axes, shown[-4:], strict=False):
+        _style(ax)
+        here = years == year
+        ax.plot(times[here], scores[here], color=COLOURS[0], linewidth=0.5)
+        marked = here & bad
+        ax.plot(times[marked], scores[marked], "o", color=COLOURS[1], markersize=4)
+        ax.axhline(threshold, color=INK, linestyle="--", linewidth=0.8)
+        ax.set_ylabel(f"{year}: logit", fontsize=9)
+    return _save(figure, path)
+
+
+def frequency_event(event: Mapping[str, ArrayLike], path: Path) -> Path:
+    """Frequency samples of an event and what the model said after each: real disturbance, bad data."""
+    if "time_ns" not in event:
+        raise FigureError("frequency event: the trace is not in the data folder")
+    times = np.asarray(event["time_ns"]).astype(np.int64).astype("datetime64[ns]")
+    figure = Figure(figsize=(8.0, 4.6), dpi=DPI, layout="constrained")
+    top, low = figure.subplots(2, 1, sharex=True)
+    for ax in (top, low):
+        _style(ax)
+    top.plot(times, np.asarray(event["hertz"]), "o-", color=COLOURS[0], markersize=3, linewidth=1.0)
+    top.axhline(49.5, color=GREY, linestyle="--", linewidth=0.8)
+    top.set_ylabel("frequency, Hz", fontsize=10)
+    low.plot(times, np.asarray(event["disturbance"]), color=COLOURS[2], label="disturbance")
+    low.plot(times, np.asarray(event["implausible"]), color=COLOURS[1], linestyle="--", label="implausible")
+    low.set_ylabel("logit", fontsize=10)
+    low.legend(fontsize=9, frameon=False)
+    return _save(figure, path)
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

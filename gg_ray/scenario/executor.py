@@ -93,6 +93,7 @@ class Executor:
         self.case, self.config, self.contexts = case, config, contexts
         self.grammar = Grammar(case, config, all_families=all_families, scans=scans)
         self.fleet = Fleet(case)
+        self.near = self.fleet.near
         self.attacker = Attacker(case)
         self.linear = LinearFlow(case)
         self._admittance = branch_admittance(case)

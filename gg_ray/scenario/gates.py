@@ -18,7 +18,7 @@ from gg_ray.config import ScenarioConfig
 from gg_ray.grid.ybus import Asked, Judge
 from gg_ray.records import F64, Program
 from gg_ray.scenario.attempt import Attempt, Trajectory
-from gg_ray.scenario.executor import Executor
+from gg_ray.scenario.executors import AnyExecutor
 from gg_ray.scenario.grammar import first_family, program_hash
 from gg_ray.scenario.worlds import tap_stretches
 
@@ -98,7 +98,7 @@ class Gates:
     With gates off (negative control) only G1 and G2 act.
     """
 
-    def __init__(self, executor: Executor, config: ScenarioConfig) -> None:
+    def __init__(self, executor: AnyExecutor, config: ScenarioConfig) -> None:
         self.executor, self.config = executor, config
         self.judge = Judge(executor.case)
         self.counters = GateCounters()

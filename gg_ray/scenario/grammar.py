@@ -18,6 +18,8 @@ from typing import Literal
 import numpy as np
 
 from gg_ray.config import ScenarioConfig
+from gg_ray.elexon.rows import FUEL_TYPES, INTERCONNECTOR_MW
+from gg_ray.grid import balance
 from gg_ray.grid.cases import PV, GridCase, load_case
 from gg_ray.grid.meters import MeterPlan, draw_plan, layout_of
 from gg_ray.grid.powerflow import bridges
@@ -35,6 +37,7 @@ SUPPORT_BINS = 3
 """Hop radius 0-2, channel choice or partner choice: the primitive says which."""
 FIRST_ONSET = 2
 TAIL_SCANS = 4
+_METERED = ("meter", "load_metered")
 """An event starts at least this many scans before the end of the window."""
 
 
@@ -46,7 +49,8 @@ class GrammarError(ValueError):
 class Primitive:
     """One word of the grammar.
 
-    place: where it may point (load, gen, line, tap, bus, meter); sized: the magnitude bin means something.
+    place: where it may point (load, gen, unit, line, tap, bus, meter; on gb-balance stream, supply, link, ...);
+    sized: the magnitude bin means something.
     """
 
     name: str
@@ -106,6 +110,26 @@ def _table() -> dict[str, Primitive]:
         Primitive("wrong_model_fdia", "anomalous", "A3", "load", True, supports=3),
         Primitive("coordinated", "anomalous", "A4", "line", False, durations=1, supports=3),
         Primitive("coordinated_trip", "anomalous", "A4", "unit", False, durations=1, supports=3),
+        # national balance graph: ordinary, plausible-hard, bad publications
+        Primitive("stream_outage", "ordinary", "", "stream", False),
+        Primitive("demand_step", "ordinary", "", "country", True),
+        Primitive("link_reversal", "hard", "", "link", True, durations=2),
+        Primitive("plant_trip", "hard", "", "plant", True, durations=2),
+        Primitive("balance_wind_ramp", "hard", "", "country", True, durations=1),
+        Primitive("clock_change", "hard", "", "country", True, durations=1),
+        Primitive("frequency_excursion", "hard", "", "country", True, durations=1),
+        Primitive("stream_unit_error", "anomalous", "S1", "power_stream", False, supports=3),
+        Primitive("stream_sign_flip", "anomalous", "S1", "power_stream", False),
+        Primitive("shifted_period", "anomalous", "S1", "supply", False, supports=3),
+        Primitive("stream_bias", "anomalous", "S2", "stream", True),
+        Primitive("stream_drift", "anomalous", "S2", "stream", True, durations=2),
+        Primitive("stream_scale", "anomalous", "S3", "power_stream", True),
+        Primitive("zeroed_publication", "anomalous", "S3", "supply", False, supports=3),
+        Primitive("dead_record", "anomalous", "S3", "supply", False, supports=3),
+        Primitive("stream_freeze", "anomalous", "S4", "stream", False, durations=2, supports=3),
+        Primitive("stream_spike", "anomalous", "S4", "stream", True, durations=1),
+        Primitive("stream_replay", "anomalous", "A1", "supply", False, supports=3),
+        Primitive("code_swap", "anomalous", "A2", "fleet", False, supports=3),
     )
     return {row.name: row for row in rows}
 
@@ -157,23 +181,43 @@ class Grammar:
         self.families = FAMILIES if all_families else training_families(config.fold)
         n = case.n_bus
         self.places = n + case.n_branch
-        bridge = bridges(case)
-        units = np.zeros(n, dtype=bool)
-        # Losing a unit must leave a machine or a PQ bus behind; the slack's own unit is never tripped.
-        units[case.gen_bus[case.unit_gen[case.unit_p > 0.02]]] = True
-        units[case.slack] = False
-        self._static: dict[str, Bool] = {
-            "load": self._bus_mask(case.load_p > 0.01),
-            "gen": self._bus_mask(case.kind == PV),
-            "unit": self._bus_mask(units),
-            "bus": self._bus_mask(np.ones(n, dtype=bool)),
-            "line": self._branch_mask(~bridge),
-            "tap": self._branch_mask(case.transformer),
-        }
+        self.national = case.name == balance.NAME
+        self._static = self._streams() if self.national else self._network()
         below = D_EDGES[1:] <= config.d_min
         self._sized_mask = ~below if config.gates == "on" else np.ones(MAGNITUDE_BINS, dtype=bool)
 
+    def _network(self) -> dict[str, Bool]:
+        """Places of an electrical network by kind."""
+        case = self.case
+        units = np.zeros(case.n_bus, dtype=bool)
+        # Losing a unit must leave a machine or a PQ bus behind; the slack's own unit is never tripped.
+        units[case.gen_bus[case.unit_gen[case.unit_p > 0.02]]] = True
+        units[case.slack] = False
+        return {
+            "load": self._bus_mask(case.load_p > 0.01),
+            "gen": self._bus_mask(case.kind == PV),
+            "unit": self._bus_mask(units),
+            "bus": self._bus_mask(np.ones(case.n_bus, dtype=bool)),
+            "line": self._branch_mask(~bridges(case)),
+            "tap": self._branch_mask(case.transformer),
+        }
+
+    def _streams(self) -> dict[str, Bool]:
+        """Places of the national balance graph by kind: the bus at which a stream shows."""
+        names = np.array(balance.BUSES)
+        supply, links = np.isin(names, FUEL_TYPES), np.isin(names, list(INTERCONNECTOR_MW))
+        demand = np.isin(np.arange(names.size), [balance.DEMAND, balance.STATION])
+        plants = np.isin(names, ("BIOMASS", "CCGT", "COAL", "NUCLEAR", "WIND"))
+        hub = np.arange(names.size) == balance.HUB
+        kinds = {
+            "stream": supply | demand | hub, "power_stream": supply | demand, "supply": supply, "link": links,
+            "fleet": supply & ~links, "plant": plants | links, "country": hub,
+        }  # fmt: skip
+        return {kind: self._bus_mask(mask) for kind, mask in kinds.items()}
+
     def plan(self, plan_id: int) -> MeterPlan:
+        if self.national:
+            return balance.balance_plan(plan_id)
         c = self.config
         return plan_of(self.case.name, plan_id, c.kappa[0], c.kappa[1], c.missing_rate)
 
@@ -199,7 +243,9 @@ class Grammar:
         place = PRIMITIVES[name].place
         if not set(_families_of(name)) <= set(self.families):
             return False
-        return place in ("meter", "load_metered") or bool(self._static[place].any())
+        if place in _METERED:
+            return not self.national
+        return place in self._static and bool(self._static[place].any())
 
     def benign_followers(self, side: Side) -> tuple[str, ...]:
         """Primitives that may accompany the first event."""
@@ -208,13 +254,26 @@ class Grammar:
     def target_mask(self, name: str, plan: MeterPlan) -> Bool:
         """[N + E] places a primitive may point at under a metering plan."""
         place = PRIMITIVES[name].place
-        if place not in ("meter", "load_metered"):
-            return self._static[place]
+        if place not in _METERED:
+            mask = self._static.get(place, np.zeros(self.places, dtype=bool))
+            return mask & self._published(plan) if self.national else mask
+        if self.national:
+            return np.zeros(self.places, dtype=bool)
         return _metered(self.case.name, plan)[0 if place == "meter" else 1]
+
+    def _published(self, plan: MeterPlan) -> Bool:
+        """[N + E] places whose stream the feed of this cadence carries: demand has no 15-s publication, the half-hourly
+        feed hardly ever a frequency (the hub stays a place of events that concern the whole country)."""
+        mask = np.ones(self.places, dtype=bool)
+        if balance.cadence_of(plan.plan_id) == 15.0:
+            mask[[balance.DEMAND, balance.STATION]] = False
+        return mask
 
     def onset_mask(self, name: str) -> Bool:
         """[T] scans at which an event may start."""
         scans = np.arange(self.scans)
+        if self.national:  # a publication is judged when it comes: the newest scan may be the first bad one
+            return np.asarray(scans >= FIRST_ONSET)
         first = 6 if name == "time_skew" else FIRST_ONSET
         return np.asarray((scans >= first) & (scans <= self.scans - TAIL_SCANS))
 
@@ -236,7 +295,7 @@ class Grammar:
         mask = np.zeros(len(DURATION_SCANS), dtype=bool)
         count = PRIMITIVES[name].durations
         mask[len(DURATION_SCANS) - count :] = True  # one duration means "until the end"
-        if name in ("stale_meter", "spike"):
+        if name in ("stale_meter", "spike", "stream_spike"):
             mask[:] = [True, False, False]
         return mask
 
@@ -353,6 +412,11 @@ class Grammar:
                 raise GrammarError(
                     f"event {index} ({event.primitive}): {slot} {value} is not allowed; choose from {span}"
                 )
+
+
+def channel_of(place: int) -> int:
+    """Stream (index in balance.CHANNELS) that shows at a bus of the national balance graph; FREQ at the hub."""
+    return int(np.flatnonzero(place == balance.BUS_OF_CHANNEL)[0])
 
 
 def _families_of(name: str) -> tuple[str, ...]:

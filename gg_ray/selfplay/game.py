@@ -64,11 +64,12 @@ class Game:
         self.learner = Learner(new_verifier(config.verifier, config.seed), config.learner, play.steps)
         self.policy = ProposerLearner(new_proposer(config), config.proposer, max(1, play.steps // 10))
         self.solver = SolverLearner(new_solver(config), config.solver)
-        self.scheduler = Scheduler(self._scheduler_config(), self.families, cases)
+        self.grammars = {name: Grammar(load_case(name), config.scenario) for name in cases}
+        offered = {name: grammar.offered() for name, grammar in self.grammars.items()}
+        self.scheduler = Scheduler(self._scheduler_config(), self.families, cases, offered)
         self.archive = Elites({name: load_case(name) for name in cases})
         self.queue = PolicyQueue(config.proposer)
         self.novelty = NoveltyGate(config.scenario.novelty_memory, config.scenario.cell_cap)
-        self.grammars = {name: Grammar(load_case(name), config.scenario) for name in cases}
         self.counters = GateCounters()
         self.lessons: deque[Lesson] = deque(maxlen=LESSONS)
         self.recent: deque[Program] = deque(maxlen=256)

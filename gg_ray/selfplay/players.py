@@ -265,7 +265,7 @@ class SolverPlayer:
         main, twin = executor.realise(attempt, int(rng.integers(1, 1 << 30)))
         window, side = (main, attempt.main) if twin is None else (twin, attempt.twin)
         assert side is not None
-        hops = executor.fleet.near.hops(int(rng.integers(0, case.n_bus)))
+        hops = executor.near.hops(int(rng.integers(0, case.n_bus)))
         meters, span = (draw_size(limit, rng) for limit in (settings.block_meters, settings.horizon))
         block = draw_block(window, case, plan, hops, meters, span, rng)
         if not block.meters.size:

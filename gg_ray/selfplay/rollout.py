@@ -19,7 +19,7 @@ from gg_ray.grid.cases import load_case
 from gg_ray.records import Experience, Program, Window
 from gg_ray.scenario.attempt import Attempt, Side
 from gg_ray.scenario.context import ContextSource
-from gg_ray.scenario.executor import Executor
+from gg_ray.scenario.executors import AnyExecutor, executor_of
 from gg_ray.scenario.gates import Gates
 from gg_ray.selfplay.rewards import learnability, p_bar_anomalous, p_bar_benign, p_star, skill
 from gg_ray.verifier.features import Features, Featurizer, batch_of, case_static
@@ -60,13 +60,13 @@ class Rollout:
         self.config, self.contexts, self.split = config, contexts, split
         self.all_families = all_families
         self.featurizer = Featurizer()
-        self._executors: dict[str, Executor] = {}
+        self._executors: dict[str, AnyExecutor] = {}
         self._gates: dict[str, Gates] = {}
 
-    def executor(self, case: str) -> Executor:
+    def executor(self, case: str) -> AnyExecutor:
         """Executor of a grid, built on first use."""
         if case not in self._executors:
-            self._executors[case] = Executor(
+            self._executors[case] = executor_of(
                 load_case(case), self.config.scenario, self.contexts, all_families=self.all_families
             )
         return self._executors[case]

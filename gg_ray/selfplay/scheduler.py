@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,11 @@ class Scheduler:
     programs are never fewer than their share. The same observations and generator give the same assignments.
     """
 
-    def __init__(self, config: SelfplayConfig, families: Sequence[str], cases: Sequence[str]) -> None:
+    def __init__(
+        self, config: SelfplayConfig, families: Sequence[str], cases: Sequence[str],
+        offered: Mapping[str, Collection[str]] | None = None,
+    ) -> None:  # fmt: skip
+        """Args: offered  families that have a primitive on a grid, by grid; all of them where nothing is said."""
         unknown = sorted(set(families) - set(FAMILIES))
         if unknown or not families:
             raise ValueError(f"scheduler: families {unknown or 'none given'}; choose from {', '.join(FAMILIES)}")
@@ -63,6 +67,10 @@ class Scheduler:
             raise ValueError("scheduler: no grid given; name at least one case")
         self.config = config
         self.families, self.cases = tuple(families), tuple(cases)
+        self._offered = {
+            case: np.array([offered is None or family in offered[case] for family in self.families])
+            for case in self.cases
+        }
         self.calls = 0
         self._tracks: dict[str, _Track] = {}
         self._family_skill: dict[str, float] = {}
@@ -108,10 +116,14 @@ class Scheduler:
         return tuple(names[index] for index in rng.permutation(count))
 
     def family_shares(self, case: str) -> F64:
-        """[F] shares of the anomalous programs of a grid: half even, half softmax of learning progress."""
+        """[F] shares of the anomalous programs of a grid: half even, half softmax of learning progress.
+
+        A family without a primitive on the grid has none.
+        """
+        offered = self._offered.get(case, np.ones(len(self.families), dtype=bool))
         progress = np.array([self.progress(Stratum("anomalous", family, case)) for family in self.families])
-        weight = np.exp((progress - progress.max()) / self.config.lp_temperature)
-        return np.asarray(0.5 / len(self.families) + 0.5 * weight / weight.sum())
+        weight = np.exp((progress - progress.max()) / self.config.lp_temperature) * offered
+        return np.asarray(0.5 * offered / offered.sum() + 0.5 * weight / weight.sum())
 
     def observe(self, stratum: Stratum, skill: float, step: int) -> None:
         """Take in the skill (rewards.skill, 0 to 1) that one gated program of a stratum showed at a learner step."""

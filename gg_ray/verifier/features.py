@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from gg_ray.grid import balance, balance_estimation
 from gg_ray.grid.cases import PV, SLACK, GridCase, load_case
 from gg_ray.grid.estimation import Estimator
 from gg_ray.grid.meters import MeterPlan
@@ -92,7 +93,11 @@ class Featurizer:
         z = np.stack([w.z_TM for w in windows])
         count, scans, m = z.shape
         # An aged value belongs to an earlier scan: after a real step it contradicts its fresh neighbours.
-        fresh = np.where(np.stack([w.age_TM for w in windows]) == 0, z, np.nan).reshape(-1, m)
+        fresh = np.where(np.stack([w.age_TM for w in windows]) == 0, z, np.nan)
+        if case.name == balance.NAME:
+            v_BTN, r_BTM = balance_estimation.estimate(fresh, plan)
+            return Prepared(case, plan, windows, z, r_BTM, v_BTN)
+        fresh = fresh.reshape(-1, m)
         status = np.stack([w.status_TE for w in windows]).astype(bool).reshape(-1, case.n_branch)
         r = np.empty((count * scans, m))
         v = np.empty((count * scans, case.n_bus), dtype=np.complex128)

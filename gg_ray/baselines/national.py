@@ -1,0 +1,98 @@
+"""What one would run on national streams without learning: the balance law's z-score, and the same hour of other days.
+
+Flow:    baselines.base -> [national] -> evaluate
+Source:  docs/gb-data.md (baseline to beat); Hyndman and Athanasopoulos 2021, section 5.2 (seasonal naive)
+Shapes:  B windows, T scans, N buses, M meters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gg_ray.baselines.base import Detector, GroupDetector, bus_maximum, fresh_readings
+from gg_ray.baselines.physics import ChiSquare, RandomScore
+from gg_ray.baselines.statistical import Innovation, IsolationForest, Pca
+from gg_ray.grid import balance
+from gg_ray.records import F64, I64
+from gg_ray.verifier.features import Prepared
+
+_DAY_NS = 86_400_000_000_000
+_BINS = 48
+_LAWS = [balance.M_STATION, balance.M_UNREPORTED]
+
+
+class BalanceLaw(GroupDetector[bool]):
+    """N1: the larger distance of the two balance laws from their rolling medians in the window, in rolling sigmas."""
+
+    name = "balance_law"
+
+    def _build(self, members: Sequence[Prepared], rng: np.random.Generator) -> bool:
+        return True  # the rolling statistics travel with the readings: nothing is left to fit
+
+    def _score(self, model: bool, prepared: Prepared) -> F64:
+        return np.asarray(np.abs(prepared.r_BTM[..., _LAWS]).max(axis=(1, 2), initial=0.0))
+
+    def _nodes(self, model: bool, prepared: Prepared) -> F64:
+        return bus_maximum(prepared.case, prepared.plan, np.abs(prepared.r_BTM).max(axis=1, initial=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """Median and robust spread of every meter by half-hour of the day, [48, M]."""
+
+    middle: F64
+    spread: F64
+
+
+class SeasonalNaive(GroupDetector[Hours]):
+    """N2: the largest distance of any stream from what it usually is at that half-hour of the day."""
+
+    name = "seasonal_naive"
+
+    def _build(self, members: Sequence[Prepared], rng: np.random.Generator) -> Hours:
+        values = np.concatenate([fresh_readings(part).reshape(-1, part.plan.size) for part in members])
+        bins = np.concatenate([_half_hours(part).ravel() for part in members])
+        everything = _centre(values)
+        middle, spread = np.tile(everything[0], (_BINS, 1)), np.tile(everything[1], (_BINS, 1))
+        for half in range(_BINS):
+            rows = values[bins == half]
+            if len(rows) >= 8:
+                middle[half], spread[half] = _centre(rows)
+        return Hours(middle, np.maximum(spread, members[0].plan.sigma))
+
+    def _score(self, model: Hours, prepared: Prepared) -> F64:
+        return np.asarray(self._distance(model, prepared).max(axis=(1, 2), initial=0.0))
+
+    def _nodes(self, model: Hours, prepared: Prepared) -> F64:
+        return bus_maximum(prepared.case, prepared.plan, self._distance(model, prepared).max(axis=1, initial=0.0))
+
+    def _distance(self, model: Hours, prepared: Prepared) -> F64:
+        at = _half_hours(prepared)
+        return np.nan_to_num(np.abs(fresh_readings(prepared) - model.middle[at]) / model.spread[at])
+
+
+def _half_hours(prepared: Prepared) -> I64:
+    """[B, T] half-hour of the UTC day of every scan."""
+    start = np.array([window.t0_ns for window in prepared.windows], dtype=np.int64)
+    step = np.array([int(window.step_s * 1e9) for window in prepared.windows], dtype=np.int64)
+    times = start[:, None] + step[:, None] * np.arange(prepared.z_BTM.shape[1])
+    return np.asarray((times % _DAY_NS) // (_DAY_NS // _BINS))
+
+
+def _centre(values: F64) -> tuple[F64, F64]:
+    """Median and 1.4826 times the median absolute deviation of each column, 0 where nothing was read."""
+    heard = np.isfinite(values).any(axis=0)
+    middle, spread = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    middle[heard] = np.nanmedian(values[:, heard], axis=0)
+    spread[heard] = 1.4826 * np.nanmedian(np.abs(values[:, heard] - middle[heard]), axis=0)
+    return middle, spread
+
+
+def national_detectors(seed: int) -> list[Detector]:
+    """The rivals on the national balance graph, in the order of the tables."""
+    return [
+        RandomScore(seed), BalanceLaw(), SeasonalNaive(), ChiSquare(), Innovation(), Pca(), IsolationForest(),
+    ]  # fmt: skip

@@ -1,0 +1,166 @@
+"""Reality at five minutes and at 15 seconds: dead and scrambled FUELINST publications, 9 August 2019, June 2026.
+
+Flow:    evaluate.real_gb -> [real_fine] -> notes, rows, series for figures
+Source:  docs/gb-data.md (real events in the files)
+Shapes:  S scans, T scans of a window
+
+Thresholds: FUELINST from 1-14 March 2022, FREQ from 22 June 2026, the most that no window of those days exceeds: too
+short for a budget of one incident a month, so false incidents are counted and not promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from gg_ray.elexon.history import History, read_any, sample
+from gg_ray.elexon.scans import from_columns
+from gg_ray.elexon.settlement import HALF_HOUR_NS
+from gg_ray.evaluate import metrics
+from gg_ray.evaluate.scoring import Method
+from gg_ray.grid import balance as b
+from gg_ray.records import F64, I64, TYPES
+from gg_ray.scenario.balance_record import BalanceRecord
+from gg_ray.scenario.balance_windows import readings, streams_of, windows
+from gg_ray.scenario.history import FOLDER
+from gg_ray.verifier.features import Featurizer
+
+FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 1_000, 1_001
+FAULT_NS = int(np.datetime64("2019-08-09T15:52:33.490", "ns").astype(np.int64))
+_DAY = 288
+_EVENTS = (
+    ("2022-03-17T10:35", "2022-03-17T11:50", "all fuels zero"),
+    ("2022-03-30T09:20", "2022-03-30T09:25", "fuels scrambled, total kept"),
+    ("2024-06-04T12:35", "2024-06-04T13:10", "everything zero"),
+)
+_LEAST_FREQUENCY = 2
+
+
+@dataclass(slots=True)
+class FineSeries:
+    """Scores of one method over scans: NaN where no window ends."""
+
+    t0_ns: I64
+    score: F64
+    disturbance: F64
+    kind: I64
+
+
+def score(method: Method, z_SM: F64, t0_ns: I64, scans: int, plan_id: int, least: int | None = None) -> FineSeries:
+    """Every window of readings under one method."""
+    size = t0_ns.size
+    out = FineSeries(t0_ns, np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, dtype=np.int64))
+    featurizer, plan = Featurizer(), b.balance_plan(plan_id)
+    for ends, chunk in windows(z_SM, t0_ns, scans, plan_id, least):
+        said = method.output(featurizer.prepare(chunk, plan))
+        out.score[ends] = said.score_B
+        if said.disturbance_B is not None:
+            out.disturbance[ends] = said.disturbance_B
+        if said.type_B is not None:
+            out.kind[ends] = said.type_B
+    return out
+
+
+def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int) -> list[str]:
+    """What a method makes of the two months of FUELINST.  Returns: lines of text; none where the files are missing."""
+    paths = [folder / "elexon_fuelinst_5min" / f"fuelinst_{month}.parquet" for month in ("2022-03", "2024-06")]
+    if not all(path.is_file() for path in paths):
+        return []
+    found = [_month(method, path, folder, record, scans) for path in paths]
+    march, june = found
+    calm = march.score[(march.t0_ns < _ns("2022-03-15T00:00")) & np.isfinite(march.score)]
+    limit = float(calm.max())
+    lines = [f"FUELINST threshold {limit:.2f}: the most of 1-14 March 2022, {calm.size} windows"]
+    for first, end, name in _EVENTS:
+        series = march if first < "2023" else june
+        rows = np.flatnonzero((series.t0_ns >= _ns(first)) & (series.t0_ns < _ns(end)))
+        hit = rows[series.score[rows] > limit]
+        if hit.size:
+            kind = TYPES[series.kind[hit[0]]]
+            lines.append(
+                f"FUELINST {first}Z, {name}: found at slot {int(hit[0] - rows[0])} of {rows.size}, type {kind}"
+            )
+        else:
+            top = float(np.nanmax(series.score[rows])) if rows.size else float("nan")
+            lines.append(f"FUELINST {first}Z, {name}: MISSED, highest score {top:.2f}")
+    gap = metrics.dedup_scans(_DAY, 60.0)
+    reach = scans * 300 * 10**9
+    for label, series in (("15-31 March 2022", march), ("June 2024", june)):
+        keep = np.isfinite(series.score) & (series.t0_ns >= _ns("2022-03-15T00:00"))
+        for first, end, _ in _EVENTS:
+            keep &= ~((series.t0_ns >= _ns(first)) & (series.t0_ns < _ns(end) + reach))
+        false = metrics.incidents(np.where(keep, np.nan_to_num(series.score, nan=-np.inf), -np.inf) > limit, gap)
+        lines.append(f"FUELINST {label}: {len(false)} other incidents in {keep.sum() / _DAY:.0f} days")
+    return lines
+
+
+def _month(method: Method, path: Path, folder: Path, record: BalanceRecord, scans: int) -> FineSeries:
+    history = read_any(path)
+    tables = [history]
+    year = int(history.t0_ns[0].astype("datetime64[ns]").astype("datetime64[Y]").astype(int)) + 1970
+    half = folder / FOLDER / f"fuelhh_{year}.csv"
+    if half.is_file():
+        tables.append(read_any(half))
+    start, end = int(history.t0_ns[0]), int(history.t0_ns[-1]) + 300 * 10**9
+    table = from_columns(tables, 300, start, end)
+    at = np.clip((table.t0_ns - int(record.t0_ns[0])) // HALF_HOUR_NS, 0, record.t0_ns.size - 1)
+    z = readings(streams_of(table), record.usual_H4[at], 300.0)
+    return score(method, z, table.t0_ns, scans, FIVE_MINUTE_PLAN)
+
+
+def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict[str, F64]]:
+    """9 August 2019 and 22-23 June 2026 from one-second traces as the 15-s feed shows them.
+
+    Returns: lines of text, and the series of the event for a figure (empty where the files are missing)
+    """
+    event = folder / "neso_frequency" / "neso-frequency-2019-08-09-event-window.csv"
+    busy = folder / "neso_frequency" / "system_frequency_1s_2026-06-22_to_23.parquet"
+    if not event.is_file() or not busy.is_file():
+        return [], {}
+    june = _trace(method, read_any(busy, zone="UTC"), scans)
+    first_day = june.t0_ns < june.t0_ns[0] + 86_400 * 10**9
+    limit = float(np.nanmax(june.score[first_day]))
+    second = june.score[~first_day]
+    lines = [
+        f"FREQ threshold of implausible {limit:.2f}: the most of 22 June 2026;"
+        f" 23 June 2026: {len(metrics.incidents(np.nan_to_num(second, nan=-np.inf) > limit, 4))} incidents"
+    ]
+    calm = np.nanquantile(june.disturbance[first_day], 0.99)
+    found: dict[str, F64] = {}
+    for phase in (0, 5, 10):
+        series = _trace(method, sample(read_any(event), 15, phase), scans, resample=False)
+        after = np.flatnonzero(series.t0_ns > FAULT_NS)
+        alarm = after[series.disturbance[after] > calm]
+        wrong = int((series.score[after] > limit).sum())
+        delay = f"{(int(series.t0_ns[alarm[0]]) - FAULT_NS) / 1e9:.0f} s, sample {int(alarm[0] - after[0]) + 1}"
+        lines.append(
+            f"9 August 2019, samples at phase {phase} s: disturbance {'after ' + delay if alarm.size else 'MISSED'}"
+            f" (threshold {calm:.2f}, exceeded by 1 % of 22 June 2026); called implausible at {wrong} of {after.size}"
+        )
+        if phase == 0:
+            hertz = sample(read_any(event), 15, 0).value_HC[:, 0]
+            found = {
+                "time_ns": series.t0_ns.astype(np.float64), "hertz": hertz, "implausible": series.score,
+                "disturbance": series.disturbance,
+            }  # fmt: skip
+    return lines, found
+
+
+def _trace(method: Method, history: History, scans: int, *, resample: bool = True) -> FineSeries:
+    trace = sample(history) if resample else history
+    start = int(trace.t0_ns[0]) // (15 * 10**9) * 15 * 10**9
+    count = trace.t0_ns.size
+    z = np.full((count + scans - 1, b.balance_plan(FREQUENCY_PLAN).size), np.nan)
+    z[scans - 1 :, b.M_FREQUENCY] = trace.value_HC[:, 0] / b.F0_HZ
+    times = start + 15 * 10**9 * (np.arange(count + scans - 1) - scans + 1)
+    whole = score(method, z, times, scans, FREQUENCY_PLAN, _LEAST_FREQUENCY)
+    cut = slice(scans - 1, None)
+    stamps = np.asarray(trace.t0_ns, dtype=np.int64)
+    return FineSeries(stamps, whole.score[cut], whole.disturbance[cut], whole.kind[cut])
+
+
+def _ns(text: str) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 10**9

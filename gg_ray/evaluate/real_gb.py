@@ -1,0 +1,283 @@
+"""Reality: what a Verifier of the national balance graph makes of years it never saw and of events that happened.
+
+Flow:    cli evaluate --suite real-gb -> [real_gb] -> results.Results, notes, figures
+Source:  docs/gb-data.md (real events, labelled bad publications); no point adjustment; thresholds from 2023 alone
+Shapes:  H half-hours, B windows, T scans
+
+Trained on 2019 and 2021, calibrated on the days of 2023 that carry no label, tested on 2024. The labels of bad
+publications were never used in training; they decide here which days are benign, and what counts as found.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gg_ray.config import BALANCE_CASE, ConfigError, RunConfig
+from gg_ray.elexon.settlement import HALF_HOUR_NS
+from gg_ray.evaluate import metrics, results
+from gg_ray.evaluate.real_fine import five_minutes, frequency
+from gg_ray.evaluate.results import Block, Row
+from gg_ray.evaluate.scoring import BlockInfo, Method, Output
+from gg_ray.evaluate.suites import SuiteMaker
+from gg_ray.grid import balance as b
+from gg_ray.records import F64, FAMILIES, I64, TYPES, Bool
+from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, in_service, load_record
+from gg_ray.scenario.balance_windows import readings, window_at, windows
+from gg_ray.scenario.context import ContextSource
+from gg_ray.scenario.grammar import Stratum
+from gg_ray.scenario.history import FOLDER
+from gg_ray.verifier.features import Featurizer
+
+SUITE = "real-gb"
+INCIDENTS_PER_MONTH = 1.0
+DAYS_PER_MONTH = 365.25 / 12
+PER_DAY = 48
+HALF_HOUR_PLAN = 999
+_FIT_WINDOWS = 1_500
+_GRACE = 2
+"""Scans after the last bad one in which an alarm still counts as finding it."""
+APART_MW = -2_000.0
+"""Supply less INDO below which a half-hour holds dead five-minute records although no list names it (docs/gb-data.md:
+33 of them down to -6 GW). They are defects, so they are no benign days; they are scored apart from the listed ones."""
+DEDUP_MINUTES = 360.0
+"""Alarms closer than this are one incident to an operator of half-hourly data."""
+
+
+@dataclass(slots=True)
+class Series:
+    """Scores of one method over a record: [H] by the newest scan of a window, NaN where no window ends."""
+
+    score: F64
+    disturbance: F64
+    kind: I64
+    top: I64
+    """Bus that the method suspects most, -1 where it points nowhere."""
+
+
+@dataclass(slots=True)
+class RealFindings:
+    """What the suite found: rows of the tables, lines of text, and the series that figures are drawn from."""
+
+    blocks: list[Block]
+    notes: list[str]
+    record: BalanceRecord
+    labelled_H: Bool
+    series: dict[str, Series]
+    thresholds: dict[str, float]
+    frequency: dict[str, F64] = field(default_factory=dict)
+
+
+class _Labels(NamedTuple):
+    """bad [H] listed half-hours;  apart [H] unlisted ones whose supply falls short of demand by 2 GW and more;
+    benign [H] half-hours of days that carry neither, a window's reach after them left out."""
+
+    bad: Bool
+    apart: Bool
+    benign: Bool
+
+
+def evaluate_real(
+    config: RunConfig, methods: Sequence[Method], contexts: ContextSource, info: BlockInfo,
+    note: Callable[[str], None] = lambda _text: None,
+) -> RealFindings:  # fmt: skip
+    """Run the suite.
+
+    Args:   methods  the model under test first
+    Raises: ConfigError where no data folder is set or it lacks the record.
+    """
+    folder = Path(config.scenario.data_dir or ".")
+    if not config.scenario.data_dir or not (folder / FOLDER).is_dir():
+        raise ConfigError(
+            f"suite {SUITE} needs the GB data folder with {FOLDER}/: set GG_DATA_DIR (docs/gb-data.md names its files)"
+        )
+    record, scans = load_record(config.scenario.data_dir), config.scenario.scans
+    labels = _labels(folder, record, scans)
+    maker = SuiteMaker(BALANCE_CASE, config.scenario, config.evaluate, contexts)
+    _fit(methods, record, scans, info.seed)
+    series: dict[str, Series] = {}
+    years = record.t0_ns.astype("datetime64[ns]").astype("datetime64[Y]").astype(int) + 1970
+    for method in methods:
+        note(f"scoring {int(np.isin(years, [2019, 2021, 2023, 2024]).sum())} half-hours: {method.name}")
+        series[method.name] = score_record(method, record, scans)
+    thresholds = {
+        name: _threshold(found, labels.benign & np.isin(years, SPLIT_YEARS["validation"]))
+        for name, found in series.items()
+    }
+    found = RealFindings([], [], record, labels.bad, series, thresholds)
+    _publications(found, labels, years, info)
+    _seeded(found, methods, maker, config, info)
+    _august(found, methods[0])
+    found.notes += five_minutes(methods[0], folder, record, scans)
+    lines, found.frequency = frequency(methods[0], folder, scans)
+    found.notes += lines
+    return found
+
+
+# --- the half-hourly record ------------------------------------------------------------------------------------------
+
+
+def _labels(folder: Path, record: BalanceRecord, scans: int) -> _Labels:
+    listed = pd.read_csv(folder / "events" / "fuelhh_bad_publication_periods.csv")
+    starts = pd.to_datetime(listed["period_start_utc"], utc=True).to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    bad = np.isin(record.t0_ns, starts)
+    k, q = b.laws(record.stream_HC, in_service(record.stream_HC))
+    apart = np.nan_to_num(k + q) < APART_MW
+    apart &= ~bad
+    known = bad | apart
+    reach = np.convolve(known.astype(int), np.ones(scans, dtype=int))[: known.size] > 0
+    days = record.t0_ns // (PER_DAY * HALF_HOUR_NS)
+    return _Labels(bad, apart, ~np.isin(days, days[known]) & ~reach)
+
+
+def score_record(method: Method, record: BalanceRecord, scans: int) -> Series:
+    """Every window of the record under one method; a window ends at each half-hour that has `scans - 1` before it."""
+    size = record.t0_ns.size
+    out = Series(np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, dtype=np.int64), np.full(size, -1))
+    featurizer, plan = Featurizer(), b.balance_plan(HALF_HOUR_PLAN)
+    for ends, chunk in windows(_readings(record), record.t0_ns, scans, HALF_HOUR_PLAN):
+        said = method.output(featurizer.prepare(chunk, plan))
+        _keep(out, ends, said)
+    return out
+
+
+def _readings(record: BalanceRecord) -> F64:
+    """[H, M] without what the other years do not carry: frequency and embedded plant."""
+    stream = record.stream_HC.copy()
+    stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan
+    return readings(stream, record.usual_H4, 1_800.0)
+
+
+def _keep(out: Series, ends: I64, said: Output) -> None:
+    out.score[ends] = said.score_B
+    if said.disturbance_B is not None:
+        out.disturbance[ends] = said.disturbance_B
+    if said.type_B is not None:
+        out.kind[ends] = said.type_B
+    if said.node_BN is not None:
+        out.top[ends] = said.node_BN.argmax(axis=1)
+
+
+def _fit(methods: Sequence[Method], record: BalanceRecord, scans: int, seed: int) -> None:
+    """Give the classical methods trusted windows of the training years."""
+    rng = np.random.default_rng(seed)
+    runs = record.runs(SPLIT_YEARS["train"], scans)
+    places = np.concatenate([np.arange(first, first + count - scans + 1) for first, count in runs])
+    chosen = np.sort(rng.choice(places, min(_FIT_WINDOWS, places.size), replace=False))
+    z = _readings(record)
+    chosen_windows = [window_at(z[i : i + scans], int(record.t0_ns[i]), HALF_HOUR_PLAN) for i in chosen]
+    prepared = Featurizer().prepare(chosen_windows, b.balance_plan(HALF_HOUR_PLAN))
+    for method in methods:
+        method.prepare([prepared], rng)
+
+
+def _threshold(found: Series, benign_H: Bool) -> float:
+    parts = [found.score[a:z] for a, z in _stretches(benign_H & np.isfinite(found.score))]
+    return metrics.threshold_for_budget(
+        parts, INCIDENTS_PER_MONTH / DAYS_PER_MONTH, scans_per_day=PER_DAY, dedup_minutes=DEDUP_MINUTES
+    )
+
+
+def _stretches(keep_H: Bool) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], keep_H.astype(np.int8), [0]])))
+    return [(int(a), int(z)) for a, z in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _publications(found: RealFindings, labels: _Labels, years: I64, info: BlockInfo) -> None:
+    """Recall, delay and type on listed bad publications, and false incidents on the days without any."""
+    gap = metrics.dedup_scans(PER_DAY, DEDUP_MINUTES)
+    for split, chosen in SPLIT_YEARS.items():
+        inside = np.isin(years, chosen)
+        rows = []
+        parts = {"zero_publication": labels.bad & inside, "dead_record": labels.apart & inside}
+        for (kind, marked), (name, series) in itertools.product(parts.items(), found.series.items()):
+            events = _stretches(marked)
+            flags = np.nan_to_num(series.score, nan=-np.inf) > found.thresholds[name]
+            delays, kinds, places = [], 0, 0
+            for first, last in events:
+                hit = np.flatnonzero(flags[first : last + _GRACE])
+                if hit.size:
+                    delays.append(int(hit[0]))
+                    kinds += int(TYPES[series.kind[first + hit[0]]] == "S3")
+                    places += int(series.top[first + hit[0]] in b.SUPPLY_BUS)
+            keep = labels.benign & inside & np.isfinite(series.score)
+            false = sum(len(metrics.incidents(flags[a:z], gap)) for a, z in _stretches(keep))
+            days = keep.sum() / PER_DAY
+            rows.append(Row(
+                method=name, family=kind, event_recall=len(delays) / max(len(events), 1),
+                false_incidents_per_day=float(false / days), delay_scans=float(np.median(delays)) if delays else None,
+                type_f1=kinds / max(len(delays), 1) if name in _NETWORKS else None,
+                top1=places / max(len(delays), 1) if (series.top >= 0).any() else None,
+            ))  # fmt: skip
+        found.blocks.append(Block(
+            suite=f"{SUITE}/publications/{split}", fold=info.fold, case=BALANCE_CASE, model=info.model, seed=info.seed,
+            commit=info.commit, rows=tuple(rows), budget={
+                "incidents_per_day": INCIDENTS_PER_MONTH / DAYS_PER_MONTH,
+                "listed_events": float(len(_stretches(labels.bad & inside))),
+                "unlisted_events": float(len(_stretches(labels.apart & inside))),
+                "half_hours": float((labels.bad & inside).sum()),
+                "days": float((labels.benign & inside).sum() / PER_DAY),
+                "learner_steps": float(info.learner_steps), "executor_calls": float(info.executor_calls),
+            },
+        ))  # fmt: skip
+
+
+_NETWORKS = (results.VERIFIER, results.UNIFORM, results.UNTRAINED)
+
+
+# --- seeded corruption of the test year ------------------------------------------------------------------------------
+
+
+def _seeded(
+    found: RealFindings, methods: Sequence[Method], maker: SuiteMaker, config: RunConfig, info: BlockInfo
+) -> None:
+    """Recall per family on corrupted half-hours of 2024, at the thresholds of the incident budget."""
+    rng = np.random.default_rng(20_261_125)
+    families = [f for f in FAMILIES if maker.executor.grammar.primitives("anomalous", f)]
+    rows: dict[str, list[Row]] = {method.name: [] for method in methods}
+    ceiling: list[float] = []
+    for family in families:
+        group = maker.family_group("test", Stratum("anomalous", family, BALANCE_CASE), config.evaluate.windows,
+                                   HALF_HOUR_PLAN, rng)  # fmt: skip
+        ceiling += group.d_eff
+        truth = np.stack([label.node_N for label in group.labels])
+        for method in methods:
+            said = method.output(group.prepared)
+            hit = said.score_B > found.thresholds[method.name]
+            top = None
+            if said.node_BN is not None:
+                top = float(truth[np.arange(len(truth)), said.node_BN.argmax(axis=1)].mean())
+            rows[method.name].append(Row(method=method.name, family=family, event_recall=float(hit.mean()), top1=top))
+    flat = [row for own in rows.values() for row in (*own, results.macro_row(own[0].method, own))]
+    found.blocks.append(Block(
+        suite=f"{SUITE}/seeded", fold=info.fold, case=BALANCE_CASE, model=info.model, seed=info.seed,
+        commit=info.commit, rows=tuple(flat), budget={
+            "incidents_per_day": INCIDENTS_PER_MONTH / DAYS_PER_MONTH, "windows": float(config.evaluate.windows),
+            "median_d_eff": float(np.median(ceiling)), "learner_steps": float(info.learner_steps),
+            "executor_calls": float(info.executor_calls),
+        },
+    ))  # fmt: skip
+
+
+# --- 9 August 2019 ---------------------------------------------------------------------------------------------------
+
+
+def _august(found: RealFindings, model: Method) -> None:
+    """The verdict on the half-hours of the loss of 9 August 2019."""
+    record, series = found.record, found.series[model.name]
+    start = int(np.datetime64("2019-08-09T15:30", "ns").astype(np.int64))
+    for offset in range(3):
+        at = int(np.searchsorted(record.t0_ns, start + offset * HALF_HOUR_NS))
+        when = np.datetime64(int(record.t0_ns[at]), "ns").astype("datetime64[m]")
+        word = "IMPLAUSIBLE" if series.score[at] > found.thresholds[model.name] else "plausible"
+        found.notes.append(
+            f"9 August 2019, half-hour from {when}Z: {word}"
+            f" (score {series.score[at]:.2f}, threshold {found.thresholds[model.name]:.2f}),"
+            f" disturbance logit {series.disturbance[at]:.2f}"
+        )

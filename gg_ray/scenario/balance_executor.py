@@ -1,0 +1,241 @@
+"""Programs of the national balance graph: record -> truth -> publication -> corrupted publication -> attempts.
+
+Flow:    scenario.grammar (Program), scenario.balance_record -> [balance_executor] -> Attempt -> scenario.gates
+Source:  docs/adr/0014-balance-graph.md; selfplay.md, sections 4 and 8 (label rule, twins)
+Shapes:  T scans, C streams, N buses, M meters
+Units:   MW and Hz in streams, p.u. in readings and states
+
+The same contract as scenario.executor.Executor: same in, same out, and a twin differs by its cause alone. Truth is a
+stretch of the real record (or of one drawn from its statistics), so what is usual keeps its real shape.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from gg_ray.config import ScenarioConfig
+from gg_ray.grid import balance as b
+from gg_ray.grid.balance_estimation import BalanceDetectability
+from gg_ray.grid.cases import GridCase
+from gg_ray.grid.meters import Delivery, MeterPlan, deliver
+from gg_ray.records import F64, TYPES, Bool, Context, Event, Labels, Program, Window
+from gg_ray.scenario.attempt import Attempt, Side, Trajectory
+from gg_ray.scenario.balance_anomalies import LIMITS, SIZED, Corruption, NoEffect, corrupt
+from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, load_record
+from gg_ray.scenario.balance_worlds import Frame, apply_benign, cut, half_hours_needed, publish, read, vary
+from gg_ray.scenario.context import ContextError, ContextSource
+from gg_ray.scenario.grammar import D_EDGES, PRIMITIVES, Grammar, channel_of
+from gg_ray.scenario.worlds import Neighbourhood, Readings, World
+
+_CARRIED = {1_800.0: (0.3, 0.9, 0.3), 300.0: (0.9, 0.9, 0.0), 15.0: (1.0, 0.0, 0.0)}
+"""Chance that a feed carries FREQ, ITSDO and embedded plant, per cadence; drawn without knowing the label."""
+_SILENCE_RATE = 0.1
+"""Chance that a publication is missed for one to three scans of a window."""
+
+
+class BalanceExecutor:
+    """Runs programs of gb-balance.
+
+    Invariant: as Executor. Raises: GrammarError for an illegal program, ContextError where no stretch of the record is
+    long enough.
+    """
+
+    def __init__(
+        self, case: GridCase, config: ScenarioConfig, contexts: ContextSource, *, all_families: bool = False,
+        scans: int | None = None, record: BalanceRecord | None = None,
+    ) -> None:  # fmt: skip
+        self.case, self.config, self.contexts = case, config, contexts
+        self.grammar = Grammar(case, config, all_families=all_families, scans=scans)
+        self.near = Neighbourhood(case)
+        self.record = load_record(config.data_dir) if record is None else record
+        self._detect = functools.cache(lambda plan_id: BalanceDetectability(self.grammar.plan(plan_id)))
+        self._runs = functools.cache(self._places)
+
+    def detectability(self, plan: MeterPlan) -> BalanceDetectability:
+        """d_eff of one cadence."""
+        return self._detect(plan.plan_id)
+
+    def run(
+        self, programs: Sequence[Program], split: str = "train", contexts: Sequence[Context] | None = None
+    ) -> list[Attempt]:
+        """Execute programs; contexts, where given, say which split each one is of."""
+        out = []
+        for index, program in enumerate(programs):
+            self.grammar.validate(program)
+            if program.scans != self.grammar.scans:
+                raise ContextError(f"{program.scans} scans in a program; this executor runs {self.grammar.scans}")
+            out.append(self._attempt(program, contexts[index].split if contexts is not None else split))
+        return out
+
+    def realise(self, attempt: Attempt, noise_seed: int) -> tuple[Window, Window | None]:
+        """One delivery of an attempt and of its twin: publications are exact, so what differs is what arrives."""
+        if attempt.main is None:
+            raise ValueError("an attempt without telemetry")
+        rng = np.random.default_rng([attempt.program.seed, 2, noise_seed])
+        lost = self._lost(attempt.plan, attempt.context.scans, rng)
+        windows = [
+            None if side is None else self._window(attempt, side, lost) for side in (attempt.main, attempt.twin)
+        ]  # fmt: skip
+        assert windows[0] is not None
+        return windows[0], windows[1]
+
+    # --- from program to attempt --------------------------------------------------------------------------------------
+
+    def _places(self, split: str, need: int) -> tuple[list[tuple[int, int]], F64]:
+        runs = self.record.runs(SPLIT_YEARS[split], need)
+        if not runs:
+            raise ContextError(f"{self.record.origin}: no {need} unbroken trusted half-hours in the {split} years")
+        return runs, np.cumsum([count - need + 1 for _, count in runs]).astype(np.float64)
+
+    def frame(self, context_id: int, plan_id: int, scans: int, split: str) -> Frame:
+        """The truth of a context: where in the record it lies, and what is random about it."""
+        rng = np.random.default_rng([context_id & 0xFFFFFFFF, context_id >> 32, 0xBA1A])
+        step = b.cadence_of(plan_id)
+        need = half_hours_needed(scans, step)
+        runs, upto = self._runs(split, need)
+        pick = int(rng.integers(int(upto[-1])))
+        at = int(np.searchsorted(upto, pick, side="right"))
+        first = runs[at][0] + pick - int(upto[at - 1] if at else 0)
+        frame = cut(self.record, first, int(rng.integers(int(1_800 / step))), scans, step, rng)
+        for chance, channels in zip(
+            _CARRIED[step], ((b.FREQ,), (b.ITSDO,), (b.EMBEDDED_WIND, b.EMBEDDED_SOLAR)), strict=True
+        ):  # fmt: skip
+            frame.known[list(channels)] = rng.random() < chance
+        if split == "train":
+            vary(frame, rng)
+        return frame
+
+    def _attempt(self, program: Program, split: str) -> Attempt:
+        rng = np.random.default_rng([program.seed, 1])
+        plan = self.grammar.plan(program.plan_id)
+        frame = self.frame(program.context_id, program.plan_id, program.scans, split)
+        anomaly: Event | None = None
+        hard = False
+        for event in program.events:
+            side = PRIMITIVES[event.primitive].side
+            if side == "anomalous":
+                anomaly = event
+            else:
+                apply_benign(frame, event, channel_of(event.target), rng)
+                hard |= side == "hard"
+        truth = frame.truth_TC[frame.before :]
+        injection = b.injections_of(truth)
+        frequency = truth[:, b.FREQ] / b.F0_HZ
+        trajectory = self._trajectory(injection, frequency)
+        context = Context(
+            context_id=program.context_id, t0_ns=frame.t0_ns, step_s=frame.step_s,
+            load_T=truth[:, b.INDO] / 33_000.0, wind_T=np.clip(truth[:, b.CHANNELS.index("WIND")] / 21_000.0, 0, 1),
+            shape_T=np.clip(truth[:, :9].sum(axis=1) / np.maximum(truth[:, b.INDO], 1.0), 0, 1), split=split,
+            origin=self.record.origin,
+        )  # fmt: skip
+        published = publish(frame)
+        honest = read(frame, published)
+        severity = float(np.clip((np.abs(truth[:, b.FREQ] - b.F0_HZ).max() - 0.2) / 0.3, 0, 1))
+        disturbed = frame.disturbed or hard or severity > 0
+        attempt = Attempt(
+            program=program, context=context, plan=plan, main=None, twin=None, d_eff=0.0, d_target=0.0,
+            converged=bool(np.isfinite(trajectory.v_TN).all()), split=False, in_bounds=True, reachable=True,
+            material=np.inf, solves=program.scans, trajectory=trajectory,
+        )  # fmt: skip
+        if anomaly is None:
+            attempt.main = self._side(honest, trajectory, self._labels(disturbed, severity))
+            return attempt
+        attempt.d_target = float(np.exp(rng.uniform(*np.log(D_EDGES[anomaly.magnitude : anomaly.magnitude + 2]))))
+        sign = 1.0 if rng.random() < 0.5 else -1.0
+        try:
+            found = corrupt(frame, published, anomaly, channel_of(anomaly.target), rng)
+        except NoEffect as reason:
+            attempt.reachable = False
+            attempt.notes.append(str(reason))
+            return attempt
+        false, lying = self._sized(attempt, frame, published, honest, found, sign)
+        labels = self._labels(disturbed, severity)
+        labels.implausible, labels.type = True, TYPES.index(PRIMITIVES[anomaly.primitive].family)
+        labels.node_N[[b.BUS_OF_CHANNEL[c] for c in found.channels]] = True
+        labels.onset, labels.end = found.when.start, found.when.stop
+        attempt.main = self._side(lying, trajectory, labels)
+        attempt.twin = self._side(honest, trajectory, self._labels(disturbed, severity))
+        change = np.nan_to_num(np.abs(false - published))[frame.before :].max(axis=0)
+        attempt.material = float((change / LIMITS).max())
+        return attempt
+
+    def _sized(
+        self, attempt: Attempt, frame: Frame, published: F64, honest: F64, found: Corruption, sign: float
+    ) -> tuple[F64, F64]:  # fmt: skip
+        """The corrupted publication and its readings; sized families are scaled until d_eff is what was asked for."""
+        assert attempt.program.events
+        name = next(e.primitive for e in attempt.program.events if PRIMITIVES[e.primitive].side == "anomalous")
+        detect = self.detectability(attempt.plan)
+        unit = found.value_TC - published
+        factor = sign if name in SIZED else 1.0
+        sigma = frame.usual_T4[:, 2:] / b.BASE_MVA
+        false, lying = found.value_TC, honest
+        for _ in range(4 if name in SIZED else 1):
+            false = published + factor * unit
+            if name in SIZED:
+                false = np.round(false, 3)
+            lying = read(frame, false)
+            there = np.isfinite(lying) & np.isfinite(honest)
+            d = np.sqrt(detect.of(np.where(there, lying - honest, 0.0), there, sigma))
+            attempt.d_eff = float(d)
+            if name not in SIZED or d == 0 or abs(d / attempt.d_target - 1) < 0.05:
+                break
+            factor *= attempt.d_target / d
+        return false, lying
+
+    def _trajectory(self, injection: F64, frequency: F64) -> Trajectory:
+        scans, n = injection.shape
+        load, gen = np.zeros((scans, n)), injection.copy()
+        load[:, [b.DEMAND, b.STATION]] = -injection[:, [b.DEMAND, b.STATION]]
+        gen[:, [b.DEMAND, b.STATION]] = 0.0
+        gen_v = np.ones((scans, n))
+        gen_v[:, b.HUB] = frequency
+        never = np.zeros((scans, n), dtype=bool)
+        world = World(load, np.zeros((scans, n)), gen, gen_v, np.zeros((scans, self.case.n_branch), dtype=bool), never)
+        v = b.state_of(injection, frequency)
+        return Trajectory(
+            world=world, v_TN=v, h_TM=np.zeros((scans, 0)), converged=True, split=False, status_TE=~world.out, moves=()
+        )
+
+    def _side(self, mean: F64, trajectory: Trajectory, labels: Labels) -> Side:
+        return Side(
+            mean, trajectory.status_TE, self.case.tap, np.ones(self.case.n_branch), (), Readings(), trajectory.v_TN,
+            labels,
+        )  # fmt: skip
+
+    def _labels(self, disturbed: bool, severity: float) -> Labels:
+        return Labels(
+            implausible=False, disturbance=disturbed, severity=severity, type=0,
+            node_N=np.zeros(self.case.n_bus, dtype=bool), edge_E=np.zeros(self.case.n_branch, dtype=bool), onset=-1,
+            end=-1,
+        )  # fmt: skip
+
+    # --- delivery -----------------------------------------------------------------------------------------------------
+
+    def _lost(self, plan: MeterPlan, scans: int, rng: np.random.Generator) -> Bool:
+        """[T, M] readings that do not arrive: single streams, and whole publications for a while."""
+        lost: Bool = np.asarray(np.less(rng.random((scans, plan.size)), plan.missing_rate))
+        lost[:, b.DERIVED] = False
+        for meters in (np.arange(b.M_SUPPLY.start, b.M_SUPPLY.stop), np.array([b.M_INDO]), np.array([b.M_FREQUENCY])):
+            if rng.random() < _SILENCE_RATE:
+                start = int(rng.integers(0, scans))
+                lost[start : start + int(rng.integers(1, 4)), meters] = True
+        needed: Bool = np.asarray(lost[:, [*range(b.M_SUPPLY.start, b.M_SUPPLY.stop), b.M_INDO]].any(axis=1))
+        reach = 6 if b.cadence_of(plan.plan_id) == 300.0 else 1
+        for back in range(reach):
+            lost[back:, b.DERIVED] |= needed[: scans - back, None]
+        return lost
+
+    def _window(self, attempt: Attempt, side: Side, lost: Bool) -> Window:
+        scans = lost.shape[0]
+        absent = lost | ~np.isfinite(side.mean_TM)
+        still = np.tile(np.arange(scans)[:, None], (1, lost.shape[1]))
+        z, age = deliver(np.nan_to_num(side.mean_TM), Delivery(source_TM=still, absent_TM=absent))
+        return Window(
+            case=attempt.program.case, plan_id=attempt.plan.plan_id, t0_ns=attempt.context.t0_ns,
+            step_s=attempt.context.step_s, z_TM=z, age_TM=age, status_TE=side.status_TE.astype(np.uint8),
+            tap_E=side.tap_E, x_scale_E=side.x_scale_E,
+        )  # fmt: skip
