@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from gg_ray.config import BALANCE_CASE, ConfigError, RunConfig
+from gg_ray.elexon.events import read_events
 from gg_ray.elexon.settlement import HALF_HOUR_NS
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.real_fine import five_minutes, frequency
@@ -113,6 +113,7 @@ def evaluate_real(
     found = RealFindings([], [], record, labels.bad, series, thresholds)
     _publications(found, labels, years, info)
     _seeded(found, methods, maker, config, info)
+    _others(found, labels, years, methods[0].name)
     _august(found, methods[0])
     found.notes += five_minutes(methods[0], folder, record, scans)
     lines, found.frequency = frequency(methods[0], folder, scans)
@@ -124,9 +125,8 @@ def evaluate_real(
 
 
 def _labels(folder: Path, record: BalanceRecord, scans: int) -> _Labels:
-    listed = pd.read_csv(folder / "events" / "fuelhh_bad_publication_periods.csv")
-    starts = pd.to_datetime(listed["period_start_utc"], utc=True).to_numpy(dtype="datetime64[ns]").astype(np.int64)
-    bad = np.isin(record.t0_ns, starts)
+    listed = read_events(folder / "events" / "fuelhh_bad_publication_periods.csv")
+    bad = np.isin(record.t0_ns, [event.first_ns for event in listed])
     k, q = b.laws(record.stream_HC, in_service(record.stream_HC))
     apart = np.nan_to_num(k + q) < APART_MW
     apart &= ~bad
@@ -265,6 +265,33 @@ def _seeded(
     ))  # fmt: skip
 
 
+def _others(found: RealFindings, labels: _Labels, years: I64, name: str) -> None:
+    """Incidents of the test year on days without a known defect, each with what moved most: false or found?"""
+    series, limit = found.series[name], found.thresholds[name]
+    keep = labels.benign & np.isin(years, SPLIT_YEARS["test"]) & np.isfinite(series.score)
+    flags = keep & (np.nan_to_num(series.score, nan=-np.inf) > limit)
+    stream = found.record.stream_HC[:, : b.N_SUPPLY]
+    usual_move = b.balance_plan(HALF_HOUR_PLAN).sigma[b.M_SUPPLY] * b.BASE_MVA
+    k, q = b.laws(found.record.stream_HC, in_service(found.record.stream_HC))
+    for first, last in metrics.incidents(flags, metrics.dedup_scans(PER_DAY, DEDUP_MINUTES)):
+        at = first + int(np.nanargmax(np.where(flags[first:last], series.score[first:last], -np.inf)))
+        window = slice(max(at - 23, 1), at + 1)
+        move = np.nan_to_num(np.diff(stream[window.start - 1 : window.stop], axis=0))
+        scan, channel = np.unravel_index(np.abs(move / usual_move).argmax(), move.shape)
+        moved = _when(found.record, window.start + int(scan))
+        away = np.stack([k, q], axis=1)[window] - found.record.usual_H4[window, :2]
+        far = np.nanmax(np.abs(away / found.record.usual_H4[window, 2:])) if np.isfinite(away).any() else np.nan
+        found.notes.append(
+            f"{SPLIT_YEARS['test'][0]}, no known defect: {_when(found.record, first)}Z, score {series.score[at]:.1f},"
+            f" {TYPES[series.kind[at]]} at {b.BUSES[series.top[at]]}; in the window {b.CHANNELS[channel]} moved"
+            f" {move[scan, channel]:+.0f} MW at {moved}Z, the laws went {far:.1f} sigma away"
+        )
+
+
+def _when(record: BalanceRecord, at: int) -> str:
+    return str(np.datetime64(int(record.t0_ns[at]), "ns").astype("datetime64[m]"))
+
+
 # --- 9 August 2019 ---------------------------------------------------------------------------------------------------
 
 
@@ -274,10 +301,9 @@ def _august(found: RealFindings, model: Method) -> None:
     start = int(np.datetime64("2019-08-09T15:30", "ns").astype(np.int64))
     for offset in range(3):
         at = int(np.searchsorted(record.t0_ns, start + offset * HALF_HOUR_NS))
-        when = np.datetime64(int(record.t0_ns[at]), "ns").astype("datetime64[m]")
         word = "IMPLAUSIBLE" if series.score[at] > found.thresholds[model.name] else "plausible"
         found.notes.append(
-            f"9 August 2019, half-hour from {when}Z: {word}"
+            f"9 August 2019, half-hour from {_when(record, at)}Z: {word}"
             f" (score {series.score[at]:.2f}, threshold {found.thresholds[model.name]:.2f}),"
             f" disturbance logit {series.disturbance[at]:.2f}"
         )

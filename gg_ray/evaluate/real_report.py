@@ -8,6 +8,7 @@ Source:  "Contains BMRS data (c) Elexon Limited copyright and database right 201
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from gg_ray import provenance
@@ -31,25 +32,27 @@ def write_real_report(folder: Path, found: RealFindings, name: str) -> Path:
     )  # fmt: skip
     write_results(folder / "results.json", found_results)
     model = next(iter(found.series))
-    drawn = {
-        "Scores of the test year; listed bad publications in orange": figures.year_scores(
+    seeded = [row for block in found.blocks if block.suite.endswith("seeded") for row in block.rows]
+    drawers: dict[str, Callable[[], Path]] = {
+        "Scores by year; listed bad publications in orange, threshold dashed": lambda: figures.year_scores(
             found.record.t0_ns, found.series[model].score, found.labelled_H, found.thresholds[model],
             folder / "test_year.png",
         ),
-        "9 August 2019 at 15 s": figures.frequency_event(found.frequency, folder / "august_2019.png"),
+        "9 August 2019 at 15 s": lambda: figures.frequency_event(found.frequency, folder / "august_2019.png"),
+        "Corrupted half-hours of 2024 found, by family and method": lambda: figures.family_method_heatmap(
+            seeded, folder / "seeded.png", field="event_recall"
+        ),
     }  # fmt: skip
-    seeded = [block for block in found.blocks if block.suite.endswith("seeded")]
-    if seeded:
-        drawn["Corrupted half-hours of 2024 found, by family and method"] = figures.family_method_heatmap(
-            seeded[0].rows, folder / "seeded.png", field="event_recall"
-        )
     parts = [f"# Real GB data: {name}", "", ATTRIBUTION, ""]
     for block in found.blocks:
         budget = ", ".join(f"{key} {value:g}" for key, value in block.budget.items())
         parts += [f"## {block.suite}", "", f"Budget: {budget}.", "", "```", text_table(block.rows), "```", ""]
     parts += ["## Notes", "", *(f"- {line}" for line in found.notes), "", "## Figures", ""]
-    for caption, path in drawn.items():
-        parts += [f"![{caption}]({path.name})", "", f"*{caption}.* {ATTRIBUTION}", ""]
+    for caption, draw in drawers.items():
+        try:
+            parts += [f"![{caption}]({draw().name})", "", f"*{caption}.* {ATTRIBUTION}", ""]
+        except figures.FigureError as reason:
+            parts += [f"**Not drawn: {caption}** ({reason})", ""]
     parts += ["## How it was made", "", f"Command: `{found_results.command}`; commit {found.blocks[0].commit}, seed"
               f" {found.blocks[0].seed}, rows of the model: {results.VERIFIER}.", ""]  # fmt: skip
     return write_atomic(folder / "report.md", "\n".join(parts))

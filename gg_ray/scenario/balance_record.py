@@ -24,10 +24,12 @@ import pandas as pd
 from scipy.signal import lfilter
 
 from gg_ray.elexon.halfhours import read_half_hours
+from gg_ray.elexon.history import read_any
 from gg_ray.elexon.settlement import HALF_HOUR_NS
 from gg_ray.grid.balance import (
     CHANNELS,
     EMBEDDED_SOLAR,
+    EMBEDDED_WIND,
     INDO,
     ITSDO,
     LINKS,
@@ -152,12 +154,11 @@ def _embed(data_dir: Path, t0_ns: I64, value_HC: F64) -> None:
     path = data_dir / "neso_embedded" / "embedded_2019.csv"
     if not path.is_file():
         return
-    frame = pd.read_csv(path)
-    starts = pd.to_datetime(frame["period_start_utc"], utc=True).to_numpy(dtype="datetime64[ns]").astype(np.int64)
-    at = np.searchsorted(t0_ns, starts)
-    known = (at < t0_ns.size) & (t0_ns[np.minimum(at, t0_ns.size - 1)] == starts)
-    pair = frame[["embedded_wind_mw", "embedded_solar_mw"]].to_numpy(dtype=np.float64)
-    value_HC[at[known], EMBEDDED_SOLAR - 1 : EMBEDDED_SOLAR + 1] = pair[known]
+    history = read_any(path)
+    at = np.searchsorted(t0_ns, history.t0_ns)
+    known = (at < t0_ns.size) & (t0_ns[np.minimum(at, t0_ns.size - 1)] == history.t0_ns)
+    for channel, name in ((EMBEDDED_WIND, "embedded_wind_mw"), (EMBEDDED_SOLAR, "embedded_solar_mw")):
+        value_HC[at[known], channel] = history.channel(name)[known]
 
 
 @functools.lru_cache(maxsize=2)
@@ -217,8 +218,9 @@ def statistics() -> dict[str, object]:
     return loaded
 
 
-def from_statistics(seed: int = 20_261_125) -> BalanceRecord:
-    """A record like the real one, 92 days of each split year: profiles plus AR(1) moves, CCGT closes the balance."""
+def from_statistics(seed: int = 20_261_125, quarters: int = 4) -> BalanceRecord:
+    """A record like the real one, 23 days of each quarter of each split year: profiles plus AR(1) moves; CCGT closes the
+    balance."""
     known = statistics()
     profile, sigma, rho = (np.array(known[name], dtype=np.float64) for name in ("profile_mw", "sigma_mw", "rho"))
     rng = np.random.default_rng(seed)
@@ -226,7 +228,7 @@ def from_statistics(seed: int = 20_261_125) -> BalanceRecord:
     for years in SPLIT_YEARS.values():
         for year in years:
             start = np.datetime64(f"{year}-01-01", "ns").astype(np.int64)
-            t0_ns = np.concatenate([start + (91 * q * 48 + np.arange(23 * 48)) * HALF_HOUR_NS for q in range(4)])
+            t0_ns = np.concatenate([start + (91 * q * 48 + np.arange(23 * 48)) * HALF_HOUR_NS for q in range(quarters)])
             season, weekend, half = _season_and_type(t0_ns)
             white = rng.standard_normal((t0_ns.size, sigma.size))
             moves = np.stack([
