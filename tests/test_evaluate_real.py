@@ -48,10 +48,10 @@ def damaged(record: BalanceRecord) -> tuple[BalanceRecord, list[int]]:
     year = record.t0_ns.astype("datetime64[ns]").astype("datetime64[Y]").astype(int) + 1970
     bad = []
     for wanted in (2023, 2024):
-        first = int(np.flatnonzero((year == wanted) & record.trusted_H)[1_000])
+        first = int(np.flatnonzero((year == wanted) & record.trusted_H)[400])
         stream[first : first + 3, :10] = 0.0
         bad += [first, first + 1, first + 2]
-    shortfall = int(np.flatnonzero((year == 2024) & record.trusted_H)[1_500])
+    shortfall = int(np.flatnonzero((year == 2024) & record.trusted_H)[600])
     stream[shortfall, b.CHANNELS.index("CCGT")] -= 5_000.0
     heard = np.isfinite(stream[:, 0])
     return record_of(record.t0_ns[heard], stream[heard], "history"), bad
@@ -59,7 +59,7 @@ def damaged(record: BalanceRecord) -> tuple[BalanceRecord, list[int]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BalanceRecord]:
-    record, bad = damaged(from_statistics())
+    record, bad = damaged(from_statistics(quarters=1))
     root = tmp_path_factory.mktemp("data")
     (root / FOLDER).mkdir()
     (root / "events").mkdir()

@@ -219,8 +219,7 @@ def statistics() -> dict[str, object]:
 
 
 def from_statistics(seed: int = 20_261_125, quarters: int = 4) -> BalanceRecord:
-    """A record like the real one, 23 days of each quarter of each split year: profiles plus AR(1) moves; CCGT closes the
-    balance."""
+    """A record like the real one, 23 days of each quarter of each year: profiles plus AR(1) moves; CCGT balances."""
     known = statistics()
     profile, sigma, rho = (np.array(known[name], dtype=np.float64) for name in ("profile_mw", "sigma_mw", "rho"))
     rng = np.random.default_rng(seed)
