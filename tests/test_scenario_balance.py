@@ -13,7 +13,7 @@ from gg_ray.grid import balance as b
 from gg_ray.grid.cases import load_case
 from gg_ray.records import TYPES, Event, Program
 from gg_ray.scenario.balance_executor import BalanceExecutor
-from gg_ray.scenario.balance_record import from_statistics, usual_of
+from gg_ray.scenario.balance_record import from_statistics, in_service, usual_of
 from gg_ray.scenario.balance_worlds import averaged, publish
 from gg_ray.scenario.context import ClimatologySource
 from gg_ray.scenario.gates import Gates
@@ -72,6 +72,19 @@ def test_station_load_steps_at_the_clock_change_without_a_false_alarm() -> None:
     at = int(np.searchsorted(t0, change))
     assert usual[at - 1, 0] == 500.0
     assert usual[at, 0] == 600.0
+
+
+def test_a_link_under_test_is_no_link_a_day_later_and_a_silent_one_leaves_the_law_unknown() -> None:
+    stream = np.zeros((120, len(b.CHANNELS)))
+    viking, ifa = b.CHANNELS.index("INTVKL"), b.CHANNELS.index("INTFR")
+    stream[:, viking] = np.nan
+    stream[10:20, viking] = 5.0  # a test, then nothing
+    stream[100, ifa] = np.nan
+    exists = in_service(stream)
+    at = b.LINKS.tolist().index(viking)
+    assert np.flatnonzero(exists[:, at]).tolist() == list(range(10, 20 + 48))
+    _, q = b.laws(stream, exists)
+    assert np.flatnonzero(np.isnan(q)).tolist() == [*range(20, 68), 100]
 
 
 @pytest.mark.parametrize("plan_id", [0, 1, 2])

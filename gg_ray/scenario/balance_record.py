@@ -48,6 +48,7 @@ SPLIT_YEARS = {"train": (2019, 2021), "validation": (2023,), "test": (2024,)}
 STATISTICS = "gb_balance.json"
 FORTNIGHT = 14 * 48
 _LEAST = 2 * 48
+_SILENT_S = 86_400.0
 FLOOR_MW = (40.0, 40.0)
 """Smallest rolling sigma of station load and of the gross residual. Station load is sharper (10 MW) but leaves that
 core by 130 MW in one half-hour of a hundred: in units of the core every ordinary day would hold an anomaly."""
@@ -98,9 +99,16 @@ def station_load(t0_ns: I64) -> F64:
     return np.where(summer, STATION_SUMMER_MW, STATION_WINTER_MW)
 
 
-def in_service(stream_HC: F64) -> Bool:
-    """[H, L] links that have been published up to each half-hour: a link begins to exist with its first value."""
-    return np.asarray(np.logical_or.accumulate(np.isfinite(stream_HC[:, LINKS]), axis=0))
+def in_service(stream_SC: F64, step_s: float = 1_800.0) -> Bool:
+    """[S, L] links that were published within the day before each scan.
+
+    A link begins to exist with its first value. One that has been silent for a day carries nothing (a new link is often
+    published for some hours of a test, months before it opens); one that is silent for less may carry anything.
+    """
+    heard = np.isfinite(stream_SC[:, LINKS])
+    scan = np.arange(heard.shape[0])[:, None]
+    last = np.maximum.accumulate(np.where(heard, scan, -1), axis=0)
+    return np.asarray((last >= 0) & (scan - last <= _SILENT_S / step_s))
 
 
 def usual_of(t0_ns: I64, stream_HC: F64) -> F64:

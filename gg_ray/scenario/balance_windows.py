@@ -32,7 +32,7 @@ def streams_of(scans: Scans) -> F64:
 def readings(stream_SC: F64, usual_S4: F64, step_s: float) -> F64:
     """[S, M] readings of a record. At five minutes the laws compare demand with the mean of the last six supplies; at
     15 s no demand is published and the laws are silent."""
-    exists = in_service(stream_SC)
+    exists = in_service(stream_SC, step_s)
     if step_s != 300.0:
         return b.readings_of(stream_SC, usual_S4, None, exists)
     mean = stream_SC.copy()
