@@ -94,7 +94,7 @@ def test_readings_and_laws_of_a_published_half_hour() -> None:
     k, q = b.laws(x)
     assert k[0] == 20_990 - 20_000 - 490
     assert q[0] == 8_091 + 13_000 - 20_990
-    z = b.readings_of(x, np.array([[500.0, 80.0, 12.0, 60.0]]))
+    z = b.readings_of(x, b.usual(500.0, 80.0, 12.0, 60.0)[None])
     assert z[0, b.M_STATION] == pytest.approx(-0.5)
     assert z[0, b.M_UNREPORTED] == pytest.approx(-0.101)
     assert z[0, b.M_FREQUENCY] == pytest.approx(0.998)
@@ -104,8 +104,8 @@ def test_readings_and_laws_of_a_published_half_hour() -> None:
 def test_a_stream_that_does_not_come_leaves_its_law_unknown() -> None:
     x = truth(np.random.default_rng(5), scans=1)
     x[0, b.ITSDO] = np.nan
-    z = b.readings_of(x, np.array([[500.0, 80.0, 12.0, 60.0]]))
-    assert np.isnan(z[0, [b.M_STATION, b.M_UNREPORTED, b.M_STATION_USUAL, b.M_UNREPORTED_SIGMA]]).all()
+    z = b.readings_of(x, b.usual(500.0, 80.0, 12.0, 60.0)[None])
+    assert np.isnan(z[0, [b.M_STATION, b.M_UNREPORTED]]).all()
     assert np.isfinite(z[0, b.M_SUPPLY]).all()
 
 
@@ -113,14 +113,14 @@ def test_a_stream_that_does_not_come_leaves_its_law_unknown() -> None:
 def test_plans_take_turns_through_the_cadences(plan_id: int, step: float) -> None:
     assert b.cadence_of(plan_id) == step
     plan = b.balance_plan(plan_id)
-    assert plan.size == 10 + b.N_SUPPLY
+    assert plan.size == b.N_METERS == 51
     assert (np.diff(plan.channels) > 0).all()
     assert (plan.sigma > 0).all()
 
 
 def test_a_false_surplus_is_seen_where_it_is_and_a_true_move_is_not() -> None:
     rng = np.random.default_rng(7)
-    plan, usual = b.balance_plan(0), np.tile([600.0, 0.0, 12.0, 60.0], (8, 1))
+    plan, usual = b.balance_plan(0), np.tile(b.usual(600.0, 0.0, 12.0, 60.0), (8, 1))
     x = np.tile(truth(rng, scans=1), (8, 1))
     x[:, b.FREQ] = b.F0_HZ
     ccgt, wind = b.CHANNELS.index("CCGT"), b.CHANNELS.index("WIND")
@@ -148,7 +148,7 @@ def test_detectability_grows_with_the_square_of_size(size: float, meter: int) ->
     shift = np.zeros((10, plan.size))
     shift[4:, meter] = 0.2
     there = np.ones_like(shift, dtype=bool)
-    sigma = np.full((10, 2), 0.05)
+    sigma = np.full((10, plan.size), 0.05)
     assert detect.of(size * shift, there, sigma) == pytest.approx(size**2 * detect.of(shift, there, sigma), rel=1e-9)
     there[:, meter] = False
     assert detect.of(shift, there, sigma) == 0.0

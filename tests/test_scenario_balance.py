@@ -46,8 +46,8 @@ def test_the_record_obeys_its_laws() -> None:
     k, q = b.laws(record.stream_HC)
     good = record.trusted_H
     assert good.mean() > 0.1
-    assert np.abs(k[good] - record.usual_H4[good, 0]).max() < 400
-    assert 20 < np.median(np.abs(q[good] - record.usual_H4[good, 1])) < 120
+    assert np.abs(k[good] - record.usual_HU[good, 0]).max() < 400
+    assert 20 < np.median(np.abs(q[good] - record.usual_HU[good, 1])) < 120
 
 
 def test_what_is_usual_comes_from_before_and_never_from_after() -> None:
@@ -56,7 +56,7 @@ def test_what_is_usual_comes_from_before_and_never_from_after() -> None:
     stream = record.stream_HC[: cut + 500].copy()
     stream[cut:, b.ITSDO] += 5_000.0
     changed = usual_of(record.t0_ns[: cut + 500], stream)
-    np.testing.assert_array_equal(changed[: cut + 1], record.usual_H4[: cut + 1])
+    np.testing.assert_array_equal(changed[: cut + 1], record.usual_HU[: cut + 1])
 
 
 def test_station_load_steps_at_the_clock_change_without_a_false_alarm() -> None:
@@ -189,8 +189,8 @@ def test_laws_at_five_minutes_use_means_over_the_half_hour(executor: BalanceExec
     assert ends.sum() == 4
     np.testing.assert_allclose(mean[ends, WIND], [said[frame.before + i - 5 : frame.before + i + 1, WIND].mean()
                                                    for i in np.flatnonzero(ends)])  # fmt: skip
-    assert np.abs(q[ends] - frame.usual_T4[ends, 1]).max() < 10 * frame.usual_T4[ends, 3].max()
-    assert np.abs(k[ends] - frame.usual_T4[ends, 0]).max() < 150
+    assert np.abs(q[ends] - frame.usual_TU[ends, 1]).max() < 10 * frame.usual_TU[ends, 3].max()
+    assert np.abs(k[ends] - frame.usual_TU[ends, 0]).max() < 150
 
 
 def test_what_arrives_does_not_depend_on_the_label(executor: BalanceExecutor) -> None:

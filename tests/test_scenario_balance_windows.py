@@ -20,7 +20,7 @@ def test_a_scan_without_publication_ends_no_window_and_ages_the_next() -> None:
     x = streams(40)
     x[30] = np.nan
     t0 = 1_800 * 10**9 * np.arange(40)
-    z = readings(x, np.tile([600.0, 40.0, 12.0, 80.0], (40, 1)), 1_800.0)
+    z = readings(x, np.tile(b.usual(600.0, 40.0, 40.0, 80.0), (40, 1)), 1_800.0)
     found = {int(end): window for ends, chunk in windows(z, t0, 24, 0) for end, window in zip(ends, chunk, strict=True)}
     assert sorted(found) == [*range(23, 30), *range(31, 40)]
     late = found[31]
@@ -33,7 +33,7 @@ def test_a_scan_without_publication_ends_no_window_and_ages_the_next() -> None:
 def test_a_record_with_too_little_in_it_gives_no_window() -> None:
     x = np.full((30, len(b.CHANNELS)), np.nan)
     x[29, :10] = 100.0
-    z = readings(x, np.tile([600.0, 40.0, 12.0, 80.0], (30, 1)), 1_800.0)
+    z = readings(x, np.tile(b.usual(600.0, 40.0, 40.0, 80.0), (30, 1)), 1_800.0)
     assert list(windows(z, 1_800 * 10**9 * np.arange(30), 24, 0)) == []
 
 
@@ -42,7 +42,7 @@ def test_laws_at_five_minutes_compare_demand_with_six_supplies() -> None:
     x[:, 1] += 30.0 * np.tile(np.arange(6), 4)  # CCGT rises within each half-hour
     between = np.arange(24) % 6 != 5
     x[np.ix_(between, [b.INDO, b.ITSDO])] = np.nan
-    z = readings(x, np.tile([600.0, 40.0, 12.0, 80.0], (24, 1)), 300.0)
+    z = readings(x, np.tile(b.usual(600.0, 40.0, 40.0, 80.0), (24, 1)), 300.0)
     _, q = b.laws(streams(4))
     heard = np.isfinite(z[:, b.M_UNREPORTED])
     assert np.flatnonzero(heard).tolist() == [5, 11, 17, 23]
@@ -65,6 +65,6 @@ def test_clean_readings_leave_residuals_near_unit_size(plan_id: int) -> None:
     x = streams(48)
     x[:, b.FREQ] = 50.0
     record = from_statistics()
-    z = readings(x, record.usual_H4[200:248], 1_800.0)
+    z = readings(x, record.usual_HU[200:248], 1_800.0)
     prepared = Featurizer().prepare([window_at(z[:24], 0, plan_id)], b.balance_plan(plan_id))
     assert np.quantile(np.abs(prepared.r_BTM[..., [b.M_STATION, b.M_UNREPORTED]]), 0.9) < 6

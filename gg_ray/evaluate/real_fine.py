@@ -107,7 +107,7 @@ def _month(method: Method, path: Path, folder: Path, record: BalanceRecord, scan
     start, end = int(history.t0_ns[0]), int(history.t0_ns[-1]) + 300 * 10**9
     table = from_columns(tables, 300, start, end)
     at = np.clip((table.t0_ns - int(record.t0_ns[0])) // HALF_HOUR_NS, 0, record.t0_ns.size - 1)
-    z = readings(streams_of(table), record.usual_H4[at], 300.0)
+    z = readings(streams_of(table), record.usual_HU[at], 300.0)
     return score(method, z, table.t0_ns, scans, FIVE_MINUTE_PLAN)
 
 

@@ -151,7 +151,7 @@ def _readings(record: BalanceRecord) -> F64:
     """[H, M] without what the other years do not carry: frequency and embedded plant."""
     stream = record.stream_HC.copy()
     stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan
-    return readings(stream, record.usual_H4, 1_800.0)
+    return readings(stream, record.usual_HU, 1_800.0)
 
 
 def _keep(out: Series, ends: I64, said: Output) -> None:
@@ -271,16 +271,16 @@ def _others(found: RealFindings, labels: _Labels, years: I64, name: str) -> None
     keep = labels.benign & np.isin(years, SPLIT_YEARS["test"]) & np.isfinite(series.score)
     flags = keep & (np.nan_to_num(series.score, nan=-np.inf) > limit)
     stream = found.record.stream_HC[:, : b.N_SUPPLY]
-    usual_move = b.balance_plan(HALF_HOUR_PLAN).sigma[b.M_SUPPLY] * b.BASE_MVA
     k, q = b.laws(found.record.stream_HC, in_service(found.record.stream_HC))
     for first, last in metrics.incidents(flags, metrics.dedup_scans(PER_DAY, DEDUP_MINUTES)):
         at = first + int(np.nanargmax(np.where(flags[first:last], series.score[first:last], -np.inf)))
         window = slice(max(at - 23, 1), at + 1)
         move = np.nan_to_num(np.diff(stream[window.start - 1 : window.stop], axis=0))
-        scan, channel = np.unravel_index(np.abs(move / usual_move).argmax(), move.shape)
+        usual = found.record.usual_HU[window]
+        scan, channel = np.unravel_index(np.abs(move / usual[:, b.U_SUPPLY_MOVE]).argmax(), move.shape)
         moved = _when(found.record, window.start + int(scan))
-        away = np.stack([k, q], axis=1)[window] - found.record.usual_H4[window, :2]
-        far = np.nanmax(np.abs(away / found.record.usual_H4[window, 2:])) if np.isfinite(away).any() else np.nan
+        away = np.stack([k, q], axis=1)[window] - usual[:, :2]
+        far = np.nanmax(np.abs(away / usual[:, 2:4])) if np.isfinite(away).any() else np.nan
         found.notes.append(
             f"{SPLIT_YEARS['test'][0]}, no known defect: {_when(found.record, first)}Z, score {series.score[at]:.1f},"
             f" {TYPES[series.kind[at]]} at {b.BUSES[series.top[at]]}; in the window {b.CHANNELS[channel]} moved"

@@ -73,7 +73,11 @@ _MOVE_MW = {
 _LINK_MOVE = 0.12
 """The same for a link, as a share of its capacity."""
 _DEMAND_MOVE_MW = 950.0
-_STEP_SHARE = {1_800.0: 1.0, 300.0: 0.22, 15.0: 0.22}
+MOVE_MW = np.array([
+    *(max(float(_MOVE_MW.get(n, _LINK_MOVE * INTERCONNECTOR_MW.get(n, 0))), 12.0) for n in FUEL_TYPES), _DEMAND_MOVE_MW,
+])  # fmt: skip
+"""[21] usual half-hourly move of each supply stream and of INDO, MW: what stands in where no history is at hand."""
+STEP_SHARE = {1_800.0: 1.0, 300.0: 0.22, 15.0: 0.22}
 """Moves within five minutes relative to moves within a half-hour, from the five-minute record of July 2019."""
 _FREQUENCY_MOVE_HZ = {1_800.0: 0.03, 300.0: 0.05, 15.0: 0.02}
 _LAW_SIGMA_MW = {"station": 40.0, "unreported": 55.0}
@@ -175,17 +179,23 @@ def _channels() -> I64:
     bus_v = np.array([HUB])
     bus_p = n + np.concatenate([SUPPLY_BUS, [STATION, UNREPORTED, WIND_BUS, SOLAR_BUS]])
     flow_p = 4 * n + np.array([TIE_DEMAND, TIE_STATION, TIE_UNREPORTED])
-    flow_q = 4 * n + e + np.array([TIE_STATION, TIE_UNREPORTED])
+    flow_q = 4 * n + e + np.arange(TIE_UNREPORTED + 1)
     return np.concatenate([bus_v, bus_p, flow_p, flow_q]).astype(np.int64)
 
 
 M_FREQUENCY, M_SUPPLY = 0, slice(1, 1 + N_SUPPLY)
 M_STATION, M_UNREPORTED, M_WIND, M_SOLAR, M_INDO = range(1 + N_SUPPLY, 6 + N_SUPPLY)
-M_STATION_USUAL, M_UNREPORTED_USUAL, M_STATION_SIGMA, M_UNREPORTED_SIGMA = range(6 + N_SUPPLY, 10 + N_SUPPLY)
-"""Meter positions. The usual values are rolling medians, the sigmas rolling spreads of the two laws, as flow readings
-of the ties of STATION_LOAD and UNREPORTED: statistics of the past fortnight travel with the telemetry."""
-DERIVED = np.array([M_STATION, M_UNREPORTED, M_STATION_USUAL, M_UNREPORTED_USUAL, M_STATION_SIGMA, M_UNREPORTED_SIGMA])
+M_STATION_USUAL, M_UNREPORTED_USUAL = 6 + N_SUPPLY, 7 + N_SUPPLY
+M_SUPPLY_MOVE = slice(8 + N_SUPPLY, 8 + 2 * N_SUPPLY)
+M_INDO_MOVE, M_STATION_SIGMA, M_UNREPORTED_SIGMA = range(8 + 2 * N_SUPPLY, 11 + 2 * N_SUPPLY)
+N_METERS = 11 + 2 * N_SUPPLY
+"""Meter positions. From M_STATION_USUAL on they are statistics of the past fortnight that travel with the telemetry,
+as flow readings of ties: rolling medians of the laws; usual half-hourly moves of supply and demand; rolling spreads."""
+LAWS = (M_STATION, M_UNREPORTED)
 """Meters that are computed from other streams: nobody can complete or corrupt them by themselves."""
+U_STATION, U_UNREPORTED, U_STATION_SIGMA, U_UNREPORTED_SIGMA = range(4)
+U_SUPPLY_MOVE, U_INDO_MOVE, N_USUAL = slice(4, 4 + N_SUPPLY), 4 + N_SUPPLY, 5 + N_SUPPLY
+"""Columns of what is usual, MW: medians of k and q, their sigmas, moves of each supply stream and of INDO."""
 
 
 def cadence_of(plan_id: int) -> float:
@@ -200,13 +210,12 @@ def balance_plan(plan_id: int) -> MeterPlan:
     A national stream has no instrument error worth the name, so what makes a reading remarkable is how far it moved.
     """
     step = cadence_of(plan_id)
-    share = _STEP_SHARE[step]
+    share = STEP_SHARE[step]
     channels = _channels()
-    move = np.array([_MOVE_MW.get(n, _LINK_MOVE * INTERCONNECTOR_MW.get(n, 0)) for n in FUEL_TYPES])
+    laws_mw = [_LAW_SIGMA_MW["station"], _LAW_SIGMA_MW["unreported"]]
     sigma = np.concatenate([
-        [_FREQUENCY_MOVE_HZ[step] / F0_HZ * BASE_MVA], np.maximum(move * share, 3.0),
-        [_LAW_SIGMA_MW["station"], _LAW_SIGMA_MW["unreported"]], [_EMBEDDED_MOVE_MW * share] * 2,
-        [_DEMAND_MOVE_MW], [_LAW_SIGMA_MW["station"], _LAW_SIGMA_MW["unreported"]] * 2,
+        [_FREQUENCY_MOVE_HZ[step] / F0_HZ * BASE_MVA], MOVE_MW[:-1] * share, laws_mw, [_EMBEDDED_MOVE_MW * share] * 2,
+        MOVE_MW[-1:], laws_mw, MOVE_MW, laws_mw,
     ]) / BASE_MVA  # fmt: skip
     order = np.argsort(channels)
     if not np.array_equal(order, np.arange(channels.size)):
@@ -222,22 +231,28 @@ def balance_plan(plan_id: int) -> MeterPlan:
 
 
 def readings_of(
-    stream_TC: F64, usual_T4: F64, averaged_TC: F64 | None = None, exists_TL: Bool | None = None
+    stream_TC: F64, usual_TU: F64, averaged_TC: F64 | None = None, exists_TL: Bool | None = None
 ) -> F64:  # fmt: skip
     """[T, M] readings, p.u., NaN where a stream is silent.
 
     Args: stream_TC   published streams, NaN where nothing came
-          usual_T4    rolling median of k and of q, rolling sigma of k and of q, MW
+          usual_TU    statistics of the fortnight before, MW (U_ columns)
           averaged_TC streams as means over the demand's half-hour, for the laws at finer cadences
           exists_TL   links in service, as `laws`
     """
     k, q = laws(stream_TC if averaged_TC is None else averaged_TC, exists_TL)
-    out = np.empty((stream_TC.shape[0], 10 + N_SUPPLY))
+    out = np.empty((stream_TC.shape[0], N_METERS))
     out[:, M_FREQUENCY] = stream_TC[:, FREQ] / F0_HZ * BASE_MVA
     out[:, M_SUPPLY] = stream_TC[:, :N_SUPPLY]
     out[:, M_STATION], out[:, M_UNREPORTED] = -k, -q
     out[:, M_WIND], out[:, M_SOLAR] = stream_TC[:, EMBEDDED_WIND], stream_TC[:, EMBEDDED_SOLAR]
     out[:, M_INDO] = stream_TC[:, INDO]
-    law = np.isfinite(np.stack([k, q, k, q], axis=1))
-    out[:, M_STATION_USUAL : M_UNREPORTED_SIGMA + 1] = np.where(law, usual_T4, np.nan)
+    out[:, M_STATION_USUAL : M_UNREPORTED_USUAL + 1] = usual_TU[:, :2]
+    out[:, M_SUPPLY_MOVE], out[:, M_INDO_MOVE] = usual_TU[:, U_SUPPLY_MOVE], usual_TU[:, U_INDO_MOVE]
+    out[:, M_STATION_SIGMA : M_UNREPORTED_SIGMA + 1] = usual_TU[:, 2:4]
     return out / BASE_MVA
+
+
+def usual(k_mw: float, q_mw: float, k_sigma_mw: float, q_sigma_mw: float) -> F64:
+    """[U] what is usual where the moves of streams are those of 2019 and 2021."""
+    return np.concatenate([[k_mw, q_mw, k_sigma_mw, q_sigma_mw], MOVE_MW])

@@ -38,8 +38,8 @@ def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:
     """
     r = np.zeros_like(z_BTM)
     filled = _carried(z_BTM)
-    sigma_k = np.maximum(filled[..., b.M_STATION_SIGMA], 40.0 / b.BASE_MVA)
-    sigma_q = np.maximum(filled[..., b.M_UNREPORTED_SIGMA], 40.0 / b.BASE_MVA)
+    sigma = scale(z_BTM, plan)
+    sigma_k, sigma_q = sigma[..., b.M_STATION], sigma[..., b.M_UNREPORTED]
     # readings of the laws are injections: minus the load
     r[..., b.M_STATION] = (-z_BTM[..., b.M_STATION] - filled[..., b.M_STATION_USUAL]) / sigma_k
     r[..., b.M_UNREPORTED] = (-z_BTM[..., b.M_UNREPORTED] - filled[..., b.M_UNREPORTED_USUAL]) / sigma_q
@@ -48,7 +48,7 @@ def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:
     moves[:, 1:] = z_BTM[:, 1:] - filled[:, :-1]
     laws = np.stack([moves[..., b.M_STATION] / sigma_k, moves[..., b.M_UNREPORTED] / sigma_q], axis=-1)
     with np.errstate(invalid="ignore"):
-        supply = moves[..., b.M_SUPPLY] / plan.sigma[b.M_SUPPLY]
+        supply = moves[..., b.M_SUPPLY] / sigma[..., b.M_SUPPLY]
         # a false surplus of supply is a load that nobody reported: the law's injection falls
         against = -laws[..., 1:2]
         r[..., b.M_SUPPLY] = np.where(supply * against > 0, np.sign(supply) * np.sqrt(np.abs(supply * against)), 0.0)
@@ -56,12 +56,30 @@ def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:
         excess = np.maximum(np.abs(z_BTM[..., b.M_SUPPLY]) / rated - 1.05, 0.0) / _RATED_SIGMA
         is_link = np.isin(np.arange(b.N_SUPPLY), b.LINKS)
         r[..., b.M_SUPPLY] += np.where(is_link, np.sign(z_BTM[..., b.M_SUPPLY]) * excess, 0.0)
-        demand = moves[..., b.M_INDO] / plan.sigma[b.M_INDO]
+        demand = moves[..., b.M_INDO] / sigma[..., b.M_INDO]
         r[..., b.M_INDO] = np.where(
             demand * laws[..., 0] > 0, np.sign(demand) * np.sqrt(np.abs(demand * laws[..., 0])), 0.0
         )
     r = np.where(np.isfinite(z_BTM), np.nan_to_num(r), 0.0)
     return _states(filled), r
+
+
+def scale(z_BTM: F64, plan: MeterPlan) -> F64:
+    """[B, T, M] sigma of every reading: what is usual now where the window carries it, else the plan's.
+
+    The country changes: OTHER moved 42 MW from one half-hour to the next in 2019 and three times that in 2024, and the
+    laws drift threefold. In sigmas of then, ordinary days of now would be anomalies.
+    """
+    filled = _carried(z_BTM)
+    out = np.broadcast_to(plan.sigma, z_BTM.shape).copy()
+    share = b.STEP_SHARE[b.cadence_of(plan.plan_id)]
+    for meters, source, factor in (
+        (b.M_SUPPLY, b.M_SUPPLY_MOVE, share), (b.M_INDO, b.M_INDO_MOVE, 1.0),
+        (b.M_STATION, b.M_STATION_SIGMA, 1.0), (b.M_UNREPORTED, b.M_UNREPORTED_SIGMA, 1.0),
+    ):  # fmt: skip
+        known = filled[..., source]
+        out[..., meters] = np.where(known > 0, known * factor, out[..., meters])
+    return out
 
 
 def _carried(z_BTM: F64) -> F64:
@@ -99,15 +117,15 @@ class BalanceDetectability:
         self.rho = np.full(plan.size, np.exp(-max(step, 300.0) / _MEMORY_S))
         self.rho[b.M_STATION], self.rho[b.M_UNREPORTED] = _LAW_RHO
         self.rho[b.M_FREQUENCY] = _FREQUENCY_RHO[step]
-        spread = plan.sigma / np.sqrt(2 * (1 - self.rho))
-        spread[[b.M_STATION, b.M_UNREPORTED]] = plan.sigma[[b.M_STATION, b.M_UNREPORTED]]
-        spread[b.M_FREQUENCY] = _FREQUENCY_SPREAD_HZ / b.F0_HZ
-        self.spread = spread
+        self.stretch = 1.0 / np.sqrt(2 * (1 - self.rho))
+        """[M] spread of a stream in units of its usual move; laws and frequency are given as spreads already."""
+        self.stretch[list(b.LAWS)] = 1.0
+        self.stretch[b.M_FREQUENCY] = _FREQUENCY_SPREAD_HZ / b.F0_HZ / plan.sigma[b.M_FREQUENCY]
 
-    def of(self, shift_TM: F64, there_TM: Bool, sigma_T2: F64) -> float:
+    def of(self, shift_TM: F64, there_TM: Bool, sigma_TM: F64) -> float:
         """d_eff^2 of one window.
 
-        Args: shift_TM  false minus true readings;  there_TM  scans that have a reading;  sigma_T2  of k and q, p.u.
+        Args: shift_TM  false minus true readings;  there_TM  scans that have a reading;  sigma_TM  of each (`scale`)
         """
         total = 0.0
         for meter in np.flatnonzero((shift_TM != 0).any(axis=0) & there_TM.any(axis=0)):
@@ -115,10 +133,7 @@ class BalanceDetectability:
                 continue
             rows = there_TM[:, meter]
             a = shift_TM[rows, meter]
-            if meter in (b.M_STATION, b.M_UNREPORTED):
-                a = a / sigma_T2[rows, 0 if meter == b.M_STATION else 1]
-            else:
-                a = a / self.spread[meter]
+            a = a / (sigma_TM[rows, meter] * self.stretch[meter])
             rho = self.rho[meter]
             total += float(a[0] ** 2 + ((a[1:] - rho * a[:-1]) ** 2).sum() / (1 - rho**2))
         return total
@@ -126,7 +141,7 @@ class BalanceDetectability:
     def squared(self, innovations: Sequence[Innovation], scans: int) -> F64:
         """[P] d_eff^2 of innovations on given meters, laws at their plan's sigma (as `estimation.Detectability`)."""
         out = np.zeros(len(innovations))
-        usual = np.tile(self.plan.sigma[[b.M_STATION, b.M_UNREPORTED]], (scans, 1))
+        usual = np.tile(self.plan.sigma, (scans, 1))
         for index, item in enumerate(innovations):
             shift = np.zeros((scans, self.plan.size))
             for column, meter in enumerate(item.meters.tolist()):  # a meter may be listed twice

@@ -18,7 +18,7 @@ import numpy as np
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid import balance as b
-from gg_ray.grid.balance_estimation import BalanceDetectability
+from gg_ray.grid.balance_estimation import BalanceDetectability, scale
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.meters import Delivery, MeterPlan, deliver
 from gg_ray.records import F64, TYPES, Bool, Context, Event, Labels, Program, Window
@@ -171,7 +171,7 @@ class BalanceExecutor:
         detect = self.detectability(attempt.plan)
         unit = found.value_TC - published
         factor = sign if name in SIZED else 1.0
-        sigma = frame.usual_T4[:, 2:] / b.BASE_MVA
+        sigma = scale(honest[None], attempt.plan)[0]
         false, lying = found.value_TC, honest
         for _ in range(4 if name in SIZED else 1):
             false = published + factor * unit
@@ -218,7 +218,7 @@ class BalanceExecutor:
     def _lost(self, plan: MeterPlan, scans: int, rng: np.random.Generator) -> Bool:
         """[T, M] readings that do not arrive: single streams, and whole publications for a while."""
         lost: Bool = np.asarray(np.less(rng.random((scans, plan.size)), plan.missing_rate))
-        lost[:, b.DERIVED] = False
+        lost[:, [*b.LAWS, *range(b.M_STATION_USUAL, plan.size)]] = False  # computed here, from what arrived
         for meters in (np.arange(b.M_SUPPLY.start, b.M_SUPPLY.stop), np.array([b.M_INDO]), np.array([b.M_FREQUENCY])):
             if rng.random() < _SILENCE_RATE:
                 start = int(rng.integers(0, scans))
@@ -226,7 +226,7 @@ class BalanceExecutor:
         needed: Bool = np.asarray(lost[:, [*range(b.M_SUPPLY.start, b.M_SUPPLY.stop), b.M_INDO]].any(axis=1))
         reach = 6 if b.cadence_of(plan.plan_id) == 300.0 else 1
         for back in range(reach):
-            lost[back:, b.DERIVED] |= needed[: scans - back, None]
+            lost[back:, list(b.LAWS)] |= needed[: scans - back, None]
         return lost
 
     def _window(self, attempt: Attempt, side: Side, lost: Bool) -> Window:

@@ -33,7 +33,9 @@ from gg_ray.grid.balance import (
     INDO,
     ITSDO,
     LINKS,
+    MOVE_MW,
     N_SUPPLY,
+    N_USUAL,
     NOT_LINKS,
     PS,
     RATING_MW,
@@ -61,14 +63,14 @@ CCGT = CHANNELS.index("CCGT")
 class BalanceRecord:
     """Half-hours on an unbroken clock.
 
-    stream_HC  as published, NaN where nothing was;  usual_H4  rolling median of k and q, rolling sigma of k and q
+    stream_HC  as published, NaN where nothing was;  usual_HU  statistics of the fortnight before (balance.U_ columns)
     trusted_H  complete, alive and within TRUSTED_SIGMA of both laws
     origin     history or climatology
     """
 
     t0_ns: I64
     stream_HC: F64
-    usual_H4: F64
+    usual_HU: F64
     trusted_H: Bool
     origin: str
 
@@ -88,7 +90,7 @@ def record_of(t0_ns: I64, stream_HC: F64, origin: str) -> BalanceRecord:
     full[(t0_ns - first) // HALF_HOUR_NS] = stream_HC
     usual = usual_of(clock, full)
     return BalanceRecord(
-        t0_ns=clock, stream_HC=full, usual_H4=usual, trusted_H=_trusted(full, usual), origin=origin
+        t0_ns=clock, stream_HC=full, usual_HU=usual, trusted_H=_trusted(full, usual), origin=origin
     )  # fmt: skip
 
 
@@ -112,14 +114,17 @@ def in_service(stream_SC: F64, step_s: float = 1_800.0) -> Bool:
 
 
 def usual_of(t0_ns: I64, stream_HC: F64) -> F64:
-    """[H, 4] median and robust sigma of k and q over the fortnight before each half-hour (MW).
+    """[H, U] medians and robust sigmas of k and q and usual moves of streams, over the fortnight before (MW).
+
+    A usual move is the 95 % quantile of half-hourly changes over 1.96: the spread of a stream that rests and ramps. It
+    is at least half of what 2019 and 2021 show, so a resting stream may start.
 
     Where less than two days came before, what is nominal stands in: the operator's station load, no residual, and
     sigmas of 40 and 100 MW. The step of station load at clock changes is taken out before and put back after.
     """
     assumed = station_load(t0_ns)
     k, q = laws(stream_HC, in_service(stream_HC))
-    out = np.empty((t0_ns.size, 4))
+    out = np.empty((t0_ns.size, N_USUAL))
     for column, (value, nominal, sigma) in enumerate(((k - assumed, 0.0, 40.0), (q, 0.0, 100.0))):
         series = pd.Series(value)
         middle = series.rolling(FORTNIGHT, min_periods=_LEAST).median().shift(1)
@@ -127,15 +132,18 @@ def usual_of(t0_ns: I64, stream_HC: F64) -> F64:
         out[:, column] = middle.fillna(nominal)
         out[:, 2 + column] = np.maximum(spread.shift(1).fillna(sigma), FLOOR_MW[column])
     out[:, 0] += assumed
+    moves = pd.DataFrame(np.abs(np.diff(stream_HC[:, : INDO + 1], axis=0, prepend=np.nan)))
+    wide = moves.rolling(FORTNIGHT, min_periods=_LEAST).quantile(0.95).shift(1).to_numpy() / 1.96
+    out[:, 4:] = np.maximum(np.where(np.isfinite(wide), wide, MOVE_MW), 0.5 * MOVE_MW)
     return out
 
 
-def _trusted(stream_HC: F64, usual_H4: F64) -> Bool:
+def _trusted(stream_HC: F64, usual_HU: F64) -> Bool:
     needed = [*range(10), INDO, ITSDO]
     k, q = laws(stream_HC, in_service(stream_HC))
     with np.errstate(invalid="ignore"):
-        near = (np.abs(k - usual_H4[:, 0]) < TRUSTED_SIGMA * usual_H4[:, 2]) & (
-            np.abs(q - usual_H4[:, 1]) < TRUSTED_SIGMA * usual_H4[:, 3]
+        near = (np.abs(k - usual_HU[:, 0]) < TRUSTED_SIGMA * usual_HU[:, 2]) & (
+            np.abs(q - usual_HU[:, 1]) < TRUSTED_SIGMA * usual_HU[:, 3]
         )
         rated = (np.abs(np.nan_to_num(stream_HC[:, LINKS])) <= 1.1 * RATING_MW[LINKS]).all(axis=1)
     alive = (np.nan_to_num(stream_HC[:, NOT_LINKS]) != 0).any(axis=1)
@@ -203,7 +211,7 @@ def derive(data_dir: str | Path) -> dict[str, object]:
     rest = np.where(record.trusted_H[:, None], x - profile[season, weekend, half], np.nan)
     rho = [float(pd.Series(column).autocorr(1)) for column in rest.T]
     _, q = laws(record.stream_HC, in_service(record.stream_HC))
-    drift = np.where(record.trusted_H, q - record.usual_H4[:, 1], np.nan)
+    drift = np.where(record.trusted_H, q - record.usual_HU[:, 1], np.nan)
     moves = np.diff(np.where(record.trusted_H[:, None], x, np.nan), axis=0)
     return {
         "source": "Elexon BMRS FUELHH, INDO and ITSDO of 2019 and 2021; statistics only",

@@ -29,18 +29,18 @@ def streams_of(scans: Scans) -> F64:
     return out
 
 
-def readings(stream_SC: F64, usual_S4: F64, step_s: float) -> F64:
+def readings(stream_SC: F64, usual_SU: F64, step_s: float) -> F64:
     """[S, M] readings of a record. At five minutes the laws compare demand with the mean of the last six supplies; at
     15 s no demand is published and the laws are silent."""
     exists = in_service(stream_SC, step_s)
     if step_s != 300.0:
-        return b.readings_of(stream_SC, usual_S4, None, exists)
+        return b.readings_of(stream_SC, usual_SU, None, exists)
     mean = stream_SC.copy()
     supply = np.concatenate([np.full((_MEAN_SCANS - 1, b.N_SUPPLY), np.nan), stream_SC[:, : b.N_SUPPLY]])
     never = np.isnan(stream_SC[:, : b.N_SUPPLY]).all(axis=0)
     mean[:, : b.N_SUPPLY] = np.lib.stride_tricks.sliding_window_view(supply, _MEAN_SCANS, axis=0).mean(axis=-1)
     mean[:, : b.N_SUPPLY][:, never] = np.nan
-    return b.readings_of(stream_SC, usual_S4, mean, exists)
+    return b.readings_of(stream_SC, usual_SU, mean, exists)
 
 
 def windows(

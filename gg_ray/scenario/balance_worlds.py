@@ -17,13 +17,28 @@ import numpy as np
 from scipy.signal import lfilter
 
 from gg_ray.elexon.settlement import HALF_HOUR_NS
-from gg_ray.grid.balance import CHANNELS, FREQ, INDO, ITSDO, LINKS, N_SUPPLY, PS, RATING_MW, readings_of
+from gg_ray.grid.balance import (
+    CHANNELS,
+    FREQ,
+    INDO,
+    ITSDO,
+    LINKS,
+    N_SUPPLY,
+    PS,
+    RATING_MW,
+    U_SUPPLY_MOVE,
+    U_UNREPORTED,
+    U_UNREPORTED_SIGMA,
+    laws,
+    readings_of,
+)
 from gg_ray.records import F64, Bool, Event
 from gg_ray.scenario.balance_record import CCGT, BalanceRecord
 from gg_ray.scenario.swing import System, swing
 
 WIND = CHANNELS.index("WIND")
 _OCGT, _NPSHYD, _NUCLEAR = (CHANNELS.index(name) for name in ("OCGT", "NPSHYD", "NUCLEAR"))
+_RESTLESS = [CHANNELS.index(name) for name in ("BIOMASS", "NPSHYD", "NUCLEAR", "OCGT", "OIL", "OTHER", "WIND")]
 _SYNCHRONOUS = [CHANNELS.index(name) for name in ("BIOMASS", "CCGT", "COAL", "NPSHYD", "NUCLEAR", "OCGT")]
 SECOND_NS = 1_000_000_000
 _FINE_MOVE = {CCGT: 60.0, WIND: 35.0, PS: 40.0}
@@ -42,14 +57,14 @@ class Frame:
     """One window of the truth.
 
     truth_TC   [A + T, C] what really flowed in each scan; links that do not exist yet are NaN
-    usual_T4   what is usual of the laws;  before  A scans ahead of the window (means need them)
+    usual_TU   what is usual of the laws;  before  A scans ahead of the window (means need them)
     known      which of FREQ, ITSDO and embedded plant this feed carries
     """
 
     t0_ns: int
     step_s: float
     truth_TC: F64
-    usual_T4: F64
+    usual_TU: F64
     before: int
     known: Bool
     disturbed: bool = False
@@ -58,7 +73,7 @@ class Frame:
 
     @property
     def scans(self) -> int:
-        return int(self.usual_T4.shape[0])
+        return int(self.usual_TU.shape[0])
 
     @property
     def block(self) -> int:
@@ -86,7 +101,7 @@ def cut(record: BalanceRecord, first: int, offset: int, scans: int, step_s: floa
     before = history_scans(step_s)
     if step_s == 1_800.0:
         rows = slice(first, first + scans)
-        truth, usual, t0 = record.stream_HC[rows].copy(), record.usual_H4[rows], int(record.t0_ns[first])
+        truth, usual, t0 = record.stream_HC[rows].copy(), record.usual_HU[rows], int(record.t0_ns[first])
     else:
         t0 = int(record.t0_ns[first + 1]) + int(offset * step_s * SECOND_NS)
         need = half_hours_needed(scans, step_s)
@@ -101,11 +116,11 @@ def cut(record: BalanceRecord, first: int, offset: int, scans: int, step_s: floa
         share = np.clip(place - low, 0.0, 1.0)[:, None]
         block = record.stream_HC[rows]
         truth = (1 - share) * block[low] + share * block[low + 1]
-        usual = record.usual_H4[rows][np.clip((at[before:] // HALF_HOUR_NS).astype(np.int64), 0, need - 1)]
+        usual = record.usual_HU[rows][np.clip((at[before:] // HALF_HOUR_NS).astype(np.int64), 0, need - 1)]
         _fine_moves(truth, step_s, rng)
     truth[:, FREQ] = 50.0 + _ordinary_frequency(truth.shape[0], step_s, rng)
     return Frame(
-        t0_ns=t0, step_s=step_s, truth_TC=truth, usual_T4=usual, before=before,
+        t0_ns=t0, step_s=step_s, truth_TC=truth, usual_TU=usual, before=before,
         known=np.ones(len(CHANNELS), dtype=bool), silent=[],
     )  # fmt: skip
 
@@ -142,31 +157,34 @@ def _ordinary_frequency(scans: int, step_s: float, rng: np.random.Generator) -> 
 def vary(frame: Frame, rng: np.random.Generator) -> None:
     """Make a frame of the past look like one of other years: other links, a wider residual. Labels do not matter here.
 
-    Links trade places (each scaled to the capacity of the other) and the drift of the gross residual grows up to
-    fourfold with its rolling sigma; CCGT takes the difference, so the laws hold as well as before.
+    Links trade places (each scaled to the capacity of the other), the drift of the gross residual grows up to fourfold
+    and some fuels move up to four times as much, with their rolling sigmas. CCGT takes the difference: the laws hold as
+    well as before.
     """
-    x = frame.truth_TC
+    x, frame.usual_TU = frame.truth_TC, frame.usual_TU.copy()
     if rng.random() < 0.5:
         order = rng.permutation(LINKS)
-        moved = x[:, order] * (RATING_MW[LINKS] / RATING_MW[order])
-        change = np.nan_to_num(moved).sum(axis=1) - np.nan_to_num(x[:, LINKS]).sum(axis=1)
-        exports = np.maximum(-np.nan_to_num(moved), 0).sum(axis=1) - np.maximum(-np.nan_to_num(x[:, LINKS]), 0).sum(
-            axis=1
-        )
+        size = RATING_MW[LINKS] / RATING_MW[order]
+        before, moved = np.nan_to_num(x[:, LINKS]), x[:, order] * size
+        after = np.nan_to_num(moved)
         x[:, LINKS] = moved
-        x[:, CCGT] -= change
-        x[:, ITSDO] += exports
+        x[:, CCGT] -= (after - before).sum(axis=1)
+        x[:, ITSDO] += (np.maximum(-after, 0) - np.maximum(-before, 0)).sum(axis=1)
+        frame.usual_TU[:, LINKS + U_SUPPLY_MOVE.start] = frame.usual_TU[:, order + U_SUPPLY_MOVE.start] * size
     if rng.random() < 0.6:
         factor = float(np.exp(rng.uniform(0.0, np.log(4.0))))
-        imports = np.nan_to_num(x[:, LINKS])
-        q = (
-            x[:, [i for i in range(N_SUPPLY) if i not in LINKS and i != PS]].sum(axis=1) + np.maximum(x[:, PS], 0)
-            + np.maximum(imports, 0).sum(axis=1) - x[:, ITSDO]
-        )  # fmt: skip
-        centre = np.concatenate([np.repeat(frame.usual_T4[:1, 1], frame.before), frame.usual_T4[:, 1]])
+        _, q = laws(x, np.isfinite(x[:, LINKS]))
+        centre = np.concatenate(
+            [np.repeat(frame.usual_TU[:1, U_UNREPORTED], frame.before), frame.usual_TU[:, U_UNREPORTED]]
+        )
         x[:, CCGT] += (factor - 1.0) * (q - centre)
-        frame.usual_T4 = frame.usual_T4.copy()
-        frame.usual_T4[:, 3] *= factor
+        frame.usual_TU[:, U_UNREPORTED_SIGMA] *= factor
+    for channel in rng.permutation(_RESTLESS)[: int(rng.integers(0, 4))]:
+        factor = float(np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
+        wilder = np.maximum(x[:, channel].mean() + factor * (x[:, channel] - x[:, channel].mean()), 0.0)
+        x[:, CCGT] -= wilder - x[:, channel]
+        x[:, channel] = wilder
+        frame.usual_TU[:, U_SUPPLY_MOVE.start + channel] *= factor
     below = np.maximum(-x[:, CCGT], 0.0)  # never less than nothing: demand takes what is missing
     x[:, CCGT] += below
     x[:, INDO] += below
@@ -325,4 +343,4 @@ def averaged(published_TC: F64, frame: Frame) -> F64 | None:
 def read(frame: Frame, published_TC: F64) -> F64:
     """[T, M] readings of the window that a publication [A + T, C] gives."""
     exists = np.isfinite(frame.truth_TC[frame.before :, LINKS])
-    return readings_of(published_TC[frame.before :], frame.usual_T4, averaged(published_TC, frame), exists)
+    return readings_of(published_TC[frame.before :], frame.usual_TU, averaged(published_TC, frame), exists)

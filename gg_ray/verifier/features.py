@@ -115,9 +115,10 @@ class Featurizer:
         present = np.isfinite(z)
         filled, seen = _carry_forward(z, present)
         mean = filled.sum(axis=1, where=seen, keepdims=True) / np.maximum(seen.sum(axis=1, keepdims=True), 1)
-        zeta = np.where(seen, (filled - mean) / plan.sigma, 0.0)
+        unit = balance_estimation.scale(z, plan) if case.name == balance.NAME else plan.sigma[None, None]
+        zeta = np.where(seen, (filled - mean) / unit, 0.0)
         delta = np.zeros_like(z)
-        delta[:, 1:] = np.where(seen[:, :-1], np.diff(filled, axis=1) / (np.sqrt(2) * plan.sigma), 0.0)
+        delta[:, 1:] = np.where(seen[:, :-1], np.diff(filled, axis=1) / (np.sqrt(2) * unit[:, -scans + 1 :]), 0.0)
         age = np.stack([w.age_TM for w in prepared.windows]).astype(np.float32)
         fresh = np.where(seen, np.exp(-age), 0.0)
         columns = np.empty((count, scans, m, 5), dtype=np.float32)
