@@ -19,7 +19,9 @@ import torch
 
 from gg_ray.config import VerifierConfig
 from gg_ray.evaluate.verdicts import Calibration
-from gg_ray.grid.meters import MeterPlan
+from gg_ray.grid import balance
+from gg_ray.grid.cases import GridCase
+from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, TYPES, VERDICTS, Verdict, Window
 from gg_ray.registry import Registry, RegistryError, Version
@@ -112,8 +114,27 @@ def _one(
         p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
         p_value=calibration.p_value(score), type=kind, buses=tuple(case.bus_names[i] for i in buses),
         branches=tuple(names[i] for i in branches), onset_scan=onset,
-        corrected={f"{case.bus_names[i]}.v_pu": round(1.0 + float(state[i, 0]), 5) for i in buses}, model=model,
+        corrected=corrected_values(case, state, buses), model=model,
     )  # fmt: skip
+
+
+def corrected_values(case: GridCase, state_N2: F64, buses: Sequence[int]) -> dict[str, float]:
+    """What the denoised state says of the suspected buses: |V| in p.u., on the national graph MW and Hz.
+
+    Args: state_N2 |V| - 1 (p.u.) and angle (rad) at the last scan
+    """
+    if case.name != balance.NAME:
+        return {f"{case.bus_names[i]}.v_pu": round(1.0 + float(state_N2[i, 0]), 5) for i in buses}
+    v = ((1.0 + state_N2[:, 0]) * np.exp(1j * state_N2[:, 1])).astype(np.complex128)
+    h = measure(case, v[None])[0]
+    mw = h[case.n_bus : 2 * case.n_bus] * case.base_mva
+    mw[[balance.STATION, balance.UNREPORTED]] *= -1.0  # loads, as the laws give them
+    mw[balance.DEMAND] = h[4 * case.n_bus + balance.TIE_DEMAND] * case.base_mva
+    return {
+        f"{case.bus_names[i]}.hz" if i == balance.HUB else f"{case.bus_names[i]}.mw":
+        round(balance.F0_HZ * (1.0 + float(state_N2[i, 0])), 3) if i == balance.HUB else round(float(mw[i]), 1)
+        for i in buses
+    }  # fmt: skip
 
 
 def _onset(r_TM: F64, plan: MeterPlan, buses: Sequence[int], branches: Sequence[int]) -> int:

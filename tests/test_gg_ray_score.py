@@ -15,10 +15,11 @@ import pytest
 
 from gg_ray import cli
 from gg_ray.config import VerifierConfig
+from gg_ray.grid import balance
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import TYPES, VERDICTS
 from gg_ray.registry import ModelCard, Registry, RegistryError, Version
-from gg_ray.score import Calibration, as_json, find_registry, load_model, verdicts
+from gg_ray.score import Calibration, as_json, corrected_values, find_registry, load_model, verdicts
 from gg_ray.verifier.features import SCHEMA
 from gg_ray.windows_io import WindowFileError, read_windows, write_windows
 
@@ -282,3 +283,21 @@ def test_models_promote_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert "step 2" in said
     assert "checkpoint step-2" in said
     assert cli.main(["status", "gone"]) == 1
+
+
+def test_corrected_values_of_the_national_graph_are_megawatts_and_hertz() -> None:
+    """A state that is known exactly reads as the streams it was made of."""
+    x = np.zeros((1, len(balance.CHANNELS)))
+    at = {name: i for i, name in enumerate(balance.CHANNELS)}
+    x[0, [at["WIND"], at["CCGT"], at["INTFR"], at["INDO"], at["ITSDO"], at["FREQ"]]] = (
+        8_000.0, 15_000.0, -500.0, 21_900.0, 22_950.0, 49.9,
+    )  # fmt: skip
+    v = balance.state_of(balance.injections_of(x), x[:, balance.FREQ] / balance.F0_HZ)[0]
+    state = np.stack([np.abs(v) - 1.0, np.angle(v)], axis=1)
+    names = ("HUB", "WIND", "INTFR", "DEMAND", "STATION_LOAD", "UNREPORTED")
+    buses = [balance.BUSES.index(name) for name in names]
+    found = corrected_values(balance.balance_case(), state, buses)
+    assert found == pytest.approx({
+        "HUB.hz": 49.9, "WIND.mw": 8_000.0, "INTFR.mw": -500.0, "DEMAND.mw": 21_900.0, "STATION_LOAD.mw": 550.0,
+        "UNREPORTED.mw": 50.0,
+    }, abs=0.06)  # fmt: skip
