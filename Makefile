@@ -11,6 +11,7 @@ PYTHON ?= python3
 ARGS ?=
 BENCH ?= scenarios
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +19,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # a stamp newer than pyproject.toml and constraints.txt means: nothing to install
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
+# tests that start Ray use all cores by themselves; the others share them. Exit code 5: PYTEST_ARGS chose none of a part
+pytest = RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q -m '$(1)' $(2) $(PYTEST_ARGS) || test $$? -eq 5
 TEMPORAL := torch-geometric-temporal==0.56.2
 
 # everything below names $(BIN)/… itself, so another active environment must not leak in
@@ -41,7 +44,8 @@ test: $(TEST_STAMP)  ## set up, then everything of lint, types and the tests
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(call pytest,not ray and not slow,-n $(PYTEST_WORKERS) --dist loadfile)
+	$(call pytest,ray and not slow,)
 
 bench: $(TEST_STAMP)  ## set up, then `gg-ray bench $(BENCH) $(ARGS)`
 	$(BIN)/gg-ray bench $(BENCH) $(ARGS)
