@@ -15,7 +15,7 @@ from gg_ray.elexon.scans import CHANNELS as SCAN_CHANNELS
 from gg_ray.elexon.scans import Scans
 from gg_ray.grid import balance as b
 from gg_ray.grid.cases import load_case
-from gg_ray.records import F64, I64, Window
+from gg_ray.records import F64, I64, Bool, Window
 from gg_ray.scenario.balance_record import in_service
 
 CHUNK = 512
@@ -44,16 +44,20 @@ def readings(stream_SC: F64, usual_SU: F64, step_s: float) -> F64:
 
 
 def windows(
-    z_SM: F64, t0_ns: I64, scans: int, plan_id: int, least: int | None = None
+    z_SM: F64, t0_ns: I64, scans: int, plan_id: int, least: int | None = None, wanted_S: Bool | None = None,
 ) -> Iterator[tuple[I64, list[Window]]]:  # fmt: skip
     """Chunks of (newest scans, windows that end there). A scan without any publication ends none: nothing is new.
 
     Args: least  publications that a window must hold; half its scans when not given
+          wanted_S  newest scans that are asked for; all when not given
     """
     fed = np.concatenate([np.arange(b.M_SUPPLY.start, b.M_SUPPLY.stop), [b.M_FREQUENCY]])
     heard = np.isfinite(z_SM[:, fed]).any(axis=1)
     count = np.convolve(heard.astype(int), np.ones(scans, dtype=int))[: heard.size]
-    ends = np.flatnonzero(heard & (np.arange(heard.size) >= scans - 1) & (count >= (least or scans // 2)))
+    ends = np.flatnonzero(
+        heard & (np.arange(heard.size) >= scans - 1) & (count >= (least or scans // 2))
+        & (True if wanted_S is None else wanted_S)
+    )  # fmt: skip
     for start in range(0, ends.size, CHUNK):
         part = ends[start : start + CHUNK]
         first = (part - scans + 1).tolist()
