@@ -26,7 +26,7 @@ from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.rows import FUEL_TYPES, Row
 from gg_ray.elexon.scans import CHANNEL_AT, NEVER, STEPS, Scans, scans_from
 from gg_ray.elexon.source import Fetched, GridSource, Origin, Stream, stream_of
-from gg_ray.elexon.store import key_of, latest_of, time_of
+from gg_ray.elexon.store import latest_of
 from gg_ray.elexon.tables import SECOND_NS
 
 SCHEMA = 1
@@ -129,7 +129,7 @@ class Feed:
         if step_s not in STEPS:
             raise ValueError(f"step {step_s} s; scans run on {', '.join(map(str, STEPS))} s")
         self.streams, self.step_s = fed(streams), step_s
-        self._held: dict[str, dict[tuple[datetime, str], Row]] = {stream.name: {} for stream in self.streams}
+        self._held: dict[str, dict[tuple[Any, ...], Row]] = {stream.name: {} for stream in self.streams}
         self._origin: dict[str, Origin] = {}
         self._said: dict[str, str] = {}
         fast = [stream for stream in self.streams if stream.cadence.total_seconds() <= step_s] or self.streams
@@ -142,7 +142,7 @@ class Feed:
         """Keep the rows of one answer; an older publication never replaces a newer one."""
         held = self._held[fetched.stream]
         for row in fetched.rows:
-            key = key_of(row)
+            key = row.key
             held[key] = row if key not in held else latest_of((held[key], row))[key]
         self._origin[fetched.stream] = fetched.origin
 
@@ -150,7 +150,7 @@ class Feed:
         """Messages of the scans that are over by now and are new or changed, oldest first."""
         oldest = now - HORIZON
         for held in self._held.values():
-            for key in [key for key, row in held.items() if time_of(row) < oldest]:
+            for key in [key for key, row in held.items() if row.at < oldest]:
                 del held[key]
         if not self._origin:
             return []

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from gg_ray.elexon.errors import ElexonError
 from gg_ray.elexon.source import GridSource, Stream, stream_of
-from gg_ray.elexon.store import DayStore, time_of
+from gg_ray.elexon.store import DayStore
 
 SETTLED = timedelta(days=3)
 """A day that was asked for so long after its end is not asked for again, whole or not: late bursts took hours."""
@@ -101,10 +101,10 @@ async def fetch_history(
         summary.rejects += len(fetched.rejects)
         summary.counts += fetched.counts
         # a window closed at both ends may bring the first row of the next day: it would look like a day begun
-        rows = [row for row in fetched.rows if begin <= time_of(row).date() <= stop]
+        rows = [row for row in fetched.rows if begin <= row.at.date() <= stop]
         at = now()
         news = store.merge(known.name, rows, at)
-        got = {time_of(row).date() for row in rows}
+        got = {row.at.date() for row in rows}
         for day in (begin + timedelta(days=k) for k in range((stop - begin).days + 1)):
             if day not in got:  # remember that nothing was there to be had
                 held = store.read(known.name, _midnight(day), _midnight(day) + _DAY - timedelta(microseconds=1))

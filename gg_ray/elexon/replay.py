@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from gg_ray.elexon.rows import FUEL_TYPES, DemandRow, FrequencyRow, FuelRow, Row
 from gg_ray.elexon.scans import SAMPLE_S
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.source import STREAMS, Fetched, Health, stream_of
-from gg_ray.elexon.store import DayStore, time_of
+from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -101,10 +102,10 @@ class ReplaySource:
         if self._store is not None:
             rows = self._store.read(name, *window)
         else:
-            rows = sorted((row for table in self._tables[name] for row in rows_of(table, name, *window)), key=_order)
+            rows = sorted((row for table in self._tables[name] for row in rows_of(table, name, *window)), key=attrgetter("key"))
         if self.shift:
             rows = [_moved(row, self.shift) for row in rows]
-        stale = max(0.0, (self.now() - time_of(rows[-1])).total_seconds()) if rows else 0.0
+        stale = max(0.0, (self.now() - rows[-1].at).total_seconds()) if rows else 0.0
         return Fetched(
             stream=name, start=start, end=end, rows=rows, origin="replay", stale_s=stale + self.shift.total_seconds()
         )
@@ -192,10 +193,6 @@ def _moved(row: Row, shift: timedelta) -> Row:
         day, period = settlement_label(_ns(out.start))
         out = out.model_copy(update={"settlement_date": day, "settlement_period": period})
     return out
-
-
-def _order(row: Row) -> tuple[datetime, str]:
-    return time_of(row), row.fuel if isinstance(row, FuelRow) else ""
 
 
 def _time(t_ns: int) -> datetime:

@@ -75,33 +75,11 @@ class DayInfo:
     fetched: datetime
 
 
-def time_of(row: Row) -> datetime:
-    """The time by which a row is filed, aware UTC: start, measurement, publication, or midnight of its date."""
-    if isinstance(row, FrequencyRow):
-        return row.time
-    if isinstance(row, FuelRow | DemandRow | OneDemandRow):
-        return row.start
-    if isinstance(row, WarningRow):
-        return row.published
-    if isinstance(row, DailyDemandRow):
-        return datetime(row.settlement_date.year, row.settlement_date.month, row.settlement_date.day, tzinfo=UTC)
-    raise TypeError(f"{type(row).__name__} has no place in the store")
-
-
-def key_of(row: Row) -> tuple[datetime, str]:
-    """What makes a row the same row published again: its time, with the fuel or the warning's text."""
-    if isinstance(row, FuelRow):
-        return row.start, row.fuel
-    if isinstance(row, WarningRow):
-        return row.published, f"{row.kind}\n{row.text}"
-    return time_of(row), ""
-
-
-def latest_of(rows: Iterable[Row]) -> dict[tuple[datetime, str], Row]:
+def latest_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     """One row per key: the latest publication; among equal ones the last, unless it is null and the other is not."""
-    out: dict[tuple[datetime, str], Row] = {}
+    out: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = key_of(row)
+        key = row.key
         if key not in out or _replaces(row, out[key]):
             out[key] = row
     return out
@@ -139,7 +117,7 @@ class DayStore:
         """Replace a day.  Raises: StoreError for rows of another day or kind; OSError naming the file."""
         kind = stream_of(stream).row
         for row in rows:
-            if type(row) is not kind or time_of(row).date() != day:
+            if type(row) is not kind or row.at.date() != day:
                 raise StoreError(f"{stream} {day}: {row!r} belongs elsewhere; merge() finds the day of each row")
         found = sorted(latest_of(rows).items(), key=lambda item: item[0])
         path = self.path(stream, day)
@@ -159,7 +137,7 @@ class DayStore:
         """
         by_day: dict[date, list[Row]] = {}
         for row in rows:
-            by_day.setdefault(time_of(row).date(), []).append(row)
+            by_day.setdefault(row.at.date(), []).append(row)
         news = 0
         for day, found in sorted(by_day.items()):
             held = latest_of(self._read_day(stream, day))
@@ -178,7 +156,7 @@ class DayStore:
         """Rows whose time lies in [start, end], oldest first.  Raises: StoreError when strict."""
         return [
             row for day in self._days_in(stream, start, end) for row in self._read_day(stream, day)
-            if start <= time_of(row) <= end
+            if start <= row.at <= end
         ]  # fmt: skip
 
     def read_columns(self, stream: str, start: datetime, end: datetime) -> History:
@@ -300,7 +278,7 @@ def _to_parquet(stream: Stream, day: date, rows: Sequence[Row], fetched: datetim
         arrays.append(array)
     meta = {
         "gg.stream": stream.name, "gg.day": day.isoformat(), "gg.fetched": fetched.astimezone(UTC).isoformat(),
-        "gg.rows": str(len(rows)), "gg.slots": str(len({time_of(row) for row in rows})),
+        "gg.rows": str(len(rows)), "gg.slots": str(len({row.at for row in rows})),
     }  # fmt: skip
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(arrays, schema=_schema(stream).with_metadata(meta))
