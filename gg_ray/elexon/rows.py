@@ -9,10 +9,22 @@ One reader for every origin: the pull API, the push queue and the legacy shim al
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, Strict
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    BeforeValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
 INTERCONNECTOR_MW = {
     "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
@@ -25,9 +37,22 @@ FUEL_TYPES = (*FUELS, *sorted(INTERCONNECTOR_MW))
 """Codes that FUELHH and FUELINST are known to carry. Another code is kept, counted and warned about, never dropped."""
 
 
-def _to_utc(value: datetime) -> datetime:
+_AWARE: TypeAdapter[datetime] = TypeAdapter(Annotated[AwareDatetime, Strict()])
+
+
+@lru_cache(maxsize=2048)
+def _utc_of(text: str) -> datetime:
+    """Cached: the twenty rows of a batch share two times, and every row then holds the same object."""
+    return _utc(_AWARE.validate_json(json.dumps(text)))
+
+
+def _utc(value: Any) -> datetime:
     try:
-        return value.astimezone(UTC)
+        if type(value) is str:
+            return _utc_of(value)
+        return _AWARE.validate_python(value).astimezone(UTC)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_url=False)[0]["msg"]) from None
     except OverflowError as error:  # year 1 or 9999 with an offset; pydantic makes a reject of a ValueError only
         raise ValueError("a time outside the calendar") from error
 
@@ -35,7 +60,7 @@ def _to_utc(value: datetime) -> datetime:
 LARGEST = 10_000_000
 """Bound of a whole number, MW or MWh, ten times a large day; beyond it a field has changed its meaning."""
 
-Utc = Annotated[AwareDatetime, Strict(), AfterValidator(_to_utc)]
+Utc = Annotated[AwareDatetime, BeforeValidator(_utc)]
 """Text with Z or an offset. Without either it is refused (the feed's zone is not known), and so is a number."""
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 """Whole numbers only: a service that starts to send 1e3, true or "12" has changed its fields."""
