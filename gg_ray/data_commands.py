@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from gg_ray.elexon.scans import STEPS
 from gg_ray.elexon.source import GridSource, stream_of
 from gg_ray.elexon.sources import make_source
 from gg_ray.elexon.store import DayStore
-from gg_ray.elexon.tables import HistoryError, iso
+from gg_ray.elexon.tables import HistoryError
+from gg_ray.elexon.times import DAY, INSTANT, iso, midnight, utc_now
 
 SYNCED = ("FUELINST", "FUELHH", "DEMAND", "FREQ", "INDOD")
 SINKS = ("stdout",)
@@ -48,7 +49,7 @@ def data_command(options: DataOptions, default_store: Path) -> int:
     store = DayStore(options.store or default_store)
     if options.action == "check":
         return _check(options, store)
-    start = end = _now()
+    start = end = utc_now()
     if options.action == "fetch":
         if not options.stream or options.from_ is None:
             raise ConfigError("data fetch: name a --stream and a first day --from")
@@ -205,7 +206,7 @@ async def _feed(
             said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
         else:
             said = await feeding.poll(
-                source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=_now,
+                source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=utc_now,
                 sleep=asyncio.sleep, rng=random.Random(), failed=failed,
             )  # fmt: skip
     finally:
@@ -223,8 +224,7 @@ def when(text: str, option: str, whole_day: bool = False) -> datetime:
     except ValueError:
         day = None
     if day is not None:
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return start + timedelta(days=1, microseconds=-1) if whole_day else start
+        return midnight(day) + DAY - INSTANT if whole_day else midnight(day)
     try:
         t = datetime.fromisoformat(text)
     except ValueError:
@@ -232,10 +232,6 @@ def when(text: str, option: str, whole_day: bool = False) -> datetime:
     if t is None or t.tzinfo is None:
         raise ConfigError(f"{option} {text!r}: a UTC day such as 2024-06-01, or a time such as 2024-06-01T12:00Z")
     return t.astimezone(UTC)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _say(text: str) -> None:

@@ -36,7 +36,7 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSource:
     clock = FakeClock(NOW)
     source = FakeSource(clock, codes=("CCGT",))
     monkeypatch.setattr(data_commands, "make_source", lambda *_, **__: source)
-    monkeypatch.setattr(data_commands, "_now", clock.now)
+    monkeypatch.setattr(data_commands, "utc_now", clock.now)
     monkeypatch.setenv("GG_STORE_DIR", str(tmp_path / "store"))
     return source
 

@@ -17,11 +17,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
 
 from gg_ray.elexon.errors import BadAnswer, ElexonError, NothingStored, RateLimited, Unavailable
-from gg_ray.elexon.http import utc_now
 from gg_ray.elexon.limits import Clock
 from gg_ray.elexon.parse import merge, parse, to_json
 from gg_ray.elexon.rows import Row
 from gg_ray.elexon.source import Fetched, GridSource, Health, Stream, stream_of
+from gg_ray.elexon.times import DAY, midnight, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _stored(
     days = store.days(stream.name)
     if not days:
         return now, now, []
-    midnight = datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC)
-    newest = max((row.at for row in store.read(stream.name, midnight, midnight + timedelta(days=1))), default=midnight)
+    begin = midnight(days[-1])
+    newest = max((row.at for row in store.read(stream.name, begin, begin + DAY)), default=begin)
     start = newest - stream.overlap - stream.cadence
     return start, newest, store.read(stream.name, start, newest)

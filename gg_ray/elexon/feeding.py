@@ -27,7 +27,7 @@ from gg_ray.elexon.rows import FUEL_TYPES, Row
 from gg_ray.elexon.scans import CHANNEL_AT, NEVER, STEPS, Scans, scans_from
 from gg_ray.elexon.source import Fetched, GridSource, Origin, Stream, stream_of
 from gg_ray.elexon.store import latest_of
-from gg_ray.elexon.tables import SECOND_NS
+from gg_ray.elexon.times import SECOND_NS, iso, ns_of, z
 
 SCHEMA = 1
 GRID = "gb-balance"
@@ -79,7 +79,7 @@ def messages(scans: Scans, streams: Sequence[Stream], origin: Origin) -> Iterato
                     if scans.age_SC[i, at] != NEVER:
                         late[name] = int(scans.age_SC[i, at]) * step_s
         yield {
-            "schema": SCHEMA, "grid": GRID, "t0": _iso(t0_ns), "step_s": step_s, "origin": origin, "values": values,
+            "schema": SCHEMA, "grid": GRID, "t0": iso(t0_ns), "step_s": step_s, "origin": origin, "values": values,
             "missing": missing, "late": late,
         }  # fmt: skip
 
@@ -106,7 +106,7 @@ async def replay(
         # the rows of some hours before give every channel its age
         rows = {s.name: (await source.fetch(s.name, start - HORIZON, stop)).rows for s in found}
         scans = scans_from(rows, step_s, start - HORIZON, stop)
-        scans = scans[int(np.searchsorted(scans.t0_ns, _ns(start))) :]
+        scans = scans[int(np.searchsorted(scans.t0_ns, ns_of(start))) :]
         for message in messages(scans, found, "replay"):
             await source.wait_until(datetime.fromisoformat(message["t0"]) + timedelta(seconds=step_s))
             emit(message)
@@ -156,7 +156,7 @@ class Feed:
             return []
         scans = scans_from({name: list(held.values()) for name, held in self._held.items()}, self.step_s, oldest, now)
         # the last scan is not over; the first half-hour lacks rows that were dropped, which is no news
-        over = int(np.searchsorted(scans.t0_ns + self.step_s * SECOND_NS, _ns(now), side="right"))
+        over = int(np.searchsorted(scans.t0_ns + self.step_s * SECOND_NS, ns_of(now), side="right"))
         begin = 1800 // self.step_s + 1
         origin = max(self._origin.values(), key=_WORST.index)
         out = []
@@ -170,7 +170,7 @@ class Feed:
             if message["values"] or datetime.fromisoformat(message["t0"]) + self._patience <= now:
                 self._said[message["t0"]] = content
                 out.append(message)
-        floor = _iso(_ns(oldest))
+        floor = z(oldest)
         for t0 in [t0 for t0 in self._said if t0 < floor]:
             del self._said[t0]
         return out
@@ -218,11 +218,3 @@ def next_poll(stream: Stream, now: datetime, rng: random.Random) -> datetime:
 
 def _floor(t: datetime, step_s: int) -> datetime:
     return datetime.fromtimestamp(t.timestamp() // step_s * step_s, tz=UTC)
-
-
-def _iso(t_ns: int) -> str:
-    return datetime.fromtimestamp(t_ns // SECOND_NS, tz=UTC).isoformat().replace("+00:00", "Z")
-
-
-def _ns(t: datetime) -> int:
-    return int(t.timestamp()) * SECOND_NS

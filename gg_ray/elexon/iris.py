@@ -14,16 +14,16 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from gg_ray.elexon.errors import BadAnswer, NotCarried, Unavailable
 from gg_ray.elexon.failed import FailedFolder
-from gg_ray.elexon.http import utc_now
-from gg_ray.elexon.parse import EVER, merge, parse
+from gg_ray.elexon.parse import merge, parse
 from gg_ray.elexon.rows import Row
 from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of
+from gg_ray.elexon.times import DAY, EPOCH, utc_now
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ TENANT = "4203b7a0-7773-4de5-b830-8b263a20426e"
 """Elexon's tenant since August 2025."""
 SILENT_S = 600.0
 """FREQ comes every 2 minutes and FUELINST every 5; silence longer than this is a fault."""
-AHEAD = timedelta(days=1)
+AHEAD = DAY
 """How far in the future a row may lie; further is a wrong clock, counted as outside and left out."""
 DATASETS = {
     **{name: name for name in ("FUELHH", "FUELINST", "FREQ", "INDO", "ITSDO", "INDOD")},
@@ -174,7 +174,7 @@ class IrisSource:
         stream = STREAMS[DATASETS[subject]]
         body = _bytes(message.body)
         try:
-            fetched = parse(stream, _as_list(body), EVER, self._now() + AHEAD)
+            fetched = parse(stream, _as_list(body), EPOCH, self._now() + AHEAD)
         except BadAnswer as error:
             self._keep(stream, body, str(error))
             letter = receiver.dead_letter_message(message, reason="unreadable", error_description=str(error)[:1000])

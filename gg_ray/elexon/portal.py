@@ -22,12 +22,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
-from gg_ray.elexon.http import utc_now
 from gg_ray.elexon.legacy_xml import LEGACY, envelope, items_of, rows_of
-from gg_ray.elexon.parse import EVER, NEVER, parse
+from gg_ray.elexon.parse import EVER, parse
 from gg_ray.elexon.repair import OF_THE_ROWS
 from gg_ray.elexon.settlement import LONDON
 from gg_ray.elexon.source import STREAMS, Fetched, GridSource, Health, stream_of, utc_window
+from gg_ray.elexon.times import DAY, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +137,7 @@ def read_legacy_xml(text: str, stream: str | None = None) -> Fetched:
     clipped = [row for row in rows if row.get("generation") == 0 and row["fuelType"].startswith(("PS", "INT"))]
     for row in clipped:
         row["generation"] = None
-    fetched = parse(held, json.dumps(rows).encode(), EVER, NEVER, origin="replay")
+    fetched = parse(held, json.dumps(rows).encode(), *EVER, origin="replay")
     if clipped:
         fetched.counts["clipped"] = len(clipped)
     if fetched.rows:
@@ -233,7 +233,7 @@ def _window(stream: str, params: Mapping[str, str]) -> tuple[datetime, datetime]
     try:
         low, high = params[f"From{kind}"], params[f"To{kind}"]
         if LEGACY[stream].by_day:
-            stop = datetime.combine(date.fromisoformat(high) + timedelta(days=1), time(), LONDON)
+            stop = datetime.combine(date.fromisoformat(high) + DAY, time(), LONDON)
             start = datetime.combine(date.fromisoformat(low), time(), LONDON)
             return start.astimezone(UTC), stop.astimezone(UTC) - timedelta(seconds=1)
         start, end = datetime.fromisoformat(low), datetime.fromisoformat(high)

@@ -18,13 +18,15 @@ from pydantic import (
     AliasChoices,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    BeforeValidator,
     Strict,
     TypeAdapter,
     ValidationError,
 )
+
+from gg_ray.elexon.times import midnight
 
 INTERCONNECTOR_MW = {
     "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
@@ -151,8 +153,7 @@ class DailyDemandRow(Row):
 
     @property
     def at(self) -> datetime:
-        day = self.settlement_date
-        return datetime(day.year, day.month, day.day, tzinfo=UTC)  # as it is filed, not London's midnight
+        return midnight(self.settlement_date)  # as it is filed, not London's midnight
 
 
 class WarningRow(Row):

@@ -36,13 +36,13 @@ from gg_ray.elexon.rows import (
 )
 from gg_ray.elexon.scans import pivot
 from gg_ray.elexon.source import Stream, stream_of
+from gg_ray.elexon.times import EPOCH, ns_of
 from gg_ray.files import write_atomic
 from gg_ray.records import F64, I64
 
 log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", "UTC")
 _FUEL = pa.dictionary(pa.int32(), pa.string())
 _LABELS = {"settlement_date": pa.date32(), "settlement_period": pa.int64()}
@@ -179,7 +179,7 @@ class DayStore:
             (np.concatenate([part[i] for part in parts]) for i in range(4))
             if parts else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
         )  # fmt: skip
-        inside = (t_R >= _us(start) * 1000) & (t_R <= _us(end) * 1000) & (channel_R >= 0)
+        inside = (t_R >= ns_of(start)) & (t_R <= ns_of(end)) & (channel_R >= 0)
         if not inside.all():
             t_R, channel_R, value_R, published_R = (x[inside] for x in (t_R, channel_R, value_R, published_R))
         period = int(known.cadence.total_seconds())
@@ -272,7 +272,7 @@ def _to_parquet(stream: Stream, day: date, rows: Sequence[Row], fetched: datetim
     for name, kind in _FIELDS[stream.row].items():
         values = [getattr(row, name) for row in rows]
         if kind == _TIME:
-            array = pa.array([None if t is None else _us(t) for t in values], pa.int64()).cast(_TIME)
+            array = pa.array([None if t is None else ns_of(t) // 1000 for t in values], pa.int64()).cast(_TIME)
         else:
             array = pa.array(values, pa.string()).dictionary_encode() if kind == _FUEL else pa.array(values, kind)
         arrays.append(array)
@@ -293,8 +293,7 @@ def _to_rows(stream: Stream, table: Any) -> list[Row]:
         column = table[name]
         if kind == _TIME:
             columns[name] = [
-                None if us is None else _EPOCH + timedelta(microseconds=us)
-                for us in column.cast(pa.int64()).to_pylist()
+                None if us is None else EPOCH + timedelta(microseconds=us) for us in column.cast(pa.int64()).to_pylist()
             ]
         else:
             columns[name] = column.to_pylist()
@@ -334,7 +333,3 @@ def _ns_of(column: Any) -> I64:
     raw = column.cast(pa.int64())
     out: I64 = (raw.fill_null(0) if raw.null_count else raw).to_numpy() * 1000
     return out
-
-
-def _us(t: datetime) -> int:
-    return (t - _EPOCH) // timedelta(microseconds=1)

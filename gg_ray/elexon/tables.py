@@ -12,16 +12,16 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from gg_ray.elexon.errors import ElexonError
+from gg_ray.elexon.times import SECOND_NS
 from gg_ray.records import F64, I64
 
-SECOND_NS = 1_000_000_000
 _MONTHS = (*("JAN", "FEB", "MAR", "APR", "MAY", "JUN"), *("JUL", "AUG", "SEP", "OCT", "NOV", "DEC"))
 
 
@@ -163,8 +163,3 @@ def labels(table: Table, date_name: str = "settlement_date", period_name: str = 
         except ValueError as error:
             raise HistoryError(f"{table.where(i)}, {date_name} or {period_name}: {error}") from error
     return out
-
-
-def iso(t_ns: int) -> str:
-    """UTC nanoseconds as ISO text, for messages."""
-    return datetime.fromtimestamp(t_ns // SECOND_NS, tz=UTC).isoformat()
