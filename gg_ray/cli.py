@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -243,7 +243,12 @@ def feed(args: Sequence[str]) -> int:
     options = parse(FeedOptions, args, prog="gg-ray feed")
     from gg_ray.data_commands import feed_command
 
-    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR))
+    short_cache: AbstractAsyncContextManager[Any] = nullcontext()  # None: the process's own memory
+    if url := os.environ.get("REDIS_URL"):
+        from serve.rediscache import opened
+
+        short_cache = opened(url)
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, short_cache)
 
 
 @dataclass(frozen=True, kw_only=True)

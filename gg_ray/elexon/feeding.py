@@ -1,4 +1,4 @@
-"""The feed of grid gb-balance: polls or replays streams and says each scan once, and again only when it changed.
+"""The feed of grid gb-balance: polled, pushed or replayed, it says each scan once, and again only when it changed.
 
 Flow:    a GridSource -> [feeding] -> one message per scan -> commands (stdout), serve.feed
 Source:  docs/gb-data.md, the feed
@@ -12,12 +12,13 @@ Message: {"schema": 1, "grid": "gb-balance", "t0", "step_s", "origin", "values",
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,14 +30,18 @@ from gg_ray.elexon.source import Fetched, GridSource, Origin, Stream, stream_of
 from gg_ray.elexon.store import latest_of
 from gg_ray.elexon.times import SECOND_NS, iso, ns_of, z
 
+if TYPE_CHECKING:
+    from gg_ray.elexon.iris import IrisSource
+
 SCHEMA = 1
 GRID = "gb-balance"
-STREAMS = ("FUELINST", "DEMAND", "FREQ")
 HORIZON = timedelta(hours=7)
 """Rows kept while polling: more than the longest overlap, 6 h."""
 JITTER_S = 10.0
 """Polls are up to so much later than due, so that many feeds do not ask in step."""
 LATE_S = 60
+TICK_S = 30.0
+"""How often a pushed feed looks for scans that silence has made late."""
 _WORST: tuple[Origin, ...] = ("live", "cache", "replay", "simulated")
 _CHUNK = timedelta(days=1)
 _CHANNELS_OF = {
@@ -44,6 +49,13 @@ _CHANNELS_OF = {
     "FREQ": ("FREQ",),
 }  # fmt: skip
 Emit = Callable[[dict[str, Any]], None]
+
+
+def usual(carried: Sequence[str]) -> tuple[str, ...]:
+    """The streams of a feed that names none: the finest there are of fuels, demands and frequency."""
+    fuels = ("FUELINST",) if "FUELINST" in carried else ("FUELHH",)
+    demands = ("DEMAND",) if "DEMAND" in carried else ("INDO", "ITSDO")
+    return tuple(name for name in (*fuels, *demands, "FREQ") if name in carried)
 
 
 def fed(streams: Sequence[str]) -> list[Stream]:
@@ -203,6 +215,50 @@ async def poll(
         if once or (until is not None and now() >= until):
             return said
         await sleep(max(0.0, (min(due.values()) - now()).total_seconds()))
+
+
+async def push(
+    source: IrisSource, feed: Feed, emit: Emit, *, once: bool = False, now: Callable[[], datetime],
+    until: datetime | None = None, tick_s: float = TICK_S,
+) -> int:  # fmt: skip
+    """Say the news that a queue brings, and each tick what silence makes news; until the queue ends, once or until.
+
+    A message is settled when every scan that its rows lie in was said; until then a crash gives it back.
+    Returns: how many scans were said.  Raises: Unavailable when the queue breaks off; NotCarried.
+    """
+    for stream in feed.streams:
+        source.carried(stream.name)
+    messages, said = source.messages(), 0
+
+    def say() -> datetime:
+        nonlocal said
+        t = now()
+        for message in feed.news(t):
+            emit(message)
+            said += 1
+        return _floor(t, feed.step_s)
+
+    async def produce(fetched: Fetched) -> datetime | None:
+        if stream_of(fetched.stream) not in feed.streams:
+            return None
+        feed.take(fetched)
+        return say()
+
+    taking = asyncio.ensure_future(source.take(messages, produce))
+    try:
+        while True:
+            await asyncio.wait({taking}, timeout=tick_s)
+            settled = taking.done()
+            if settled and not taking.result():
+                return said
+            say()
+            if (once and said and settled) or (until is not None and now() >= until):
+                return said
+            if settled:
+                taking = asyncio.ensure_future(source.take(messages, produce))
+    finally:
+        taking.cancel()
+        await asyncio.wait({taking})
 
 
 def next_poll(stream: Stream, now: datetime, rng: random.Random) -> datetime:
