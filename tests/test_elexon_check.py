@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from elexon_rows import DATA, with_data
 
 from gg_ray.elexon.check import Quality, check, check_path, check_store, residual_outliers
 from gg_ray.elexon.events import read_events
@@ -18,8 +18,6 @@ from gg_ray.elexon.history import History, HistoryError
 from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FuelRow
 from gg_ray.elexon.store import DayStore
 
-DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
-with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 YEARS = (2019, 2021, 2023, 2024)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from elexon_rows import DATA, with_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +20,6 @@ from gg_ray.elexon.history import HistoryError, read_any, sample
 from gg_ray.elexon.scans import from_columns
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.tables import parse_date
-
-DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
-with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 
 
 def ns(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, fuels, half_hours, label, wobble, z
 from elexon_server import HTML, ElexonServer, Reply, ok, problem, zipped
 from hypothesis import given

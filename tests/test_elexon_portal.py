@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
 from elexon_server import ElexonServer, problem
 

@@ -18,20 +18,18 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gg_ray.elexon.errors import ElexonError
+from gg_ray.elexon.iris import IrisSource
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.rows import FUEL_TYPES, Row
 from gg_ray.elexon.scans import CHANNEL_AT, NEVER, STEPS, Scans, scans_from
 from gg_ray.elexon.source import Fetched, GridSource, Origin, Stream, stream_of
 from gg_ray.elexon.store import latest_of
 from gg_ray.elexon.times import SECOND_NS, iso, ns_of, z
-
-if TYPE_CHECKING:
-    from gg_ray.elexon.iris import IrisSource
 
 SCHEMA = 1
 GRID = "gb-balance"

@@ -2,8 +2,6 @@
 
 Flow:    commands, serve.feed -> [sources: make_source] -> a GridSource
 Source:  docs/gb-data.md, the named package and the closed API
-
-The parts that talk to a network are imported when they are asked for: a replay needs none of them.
 """
 
 from __future__ import annotations
@@ -11,18 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from gg_ray.config import ConfigError, did_you_mean
 from gg_ray.elexon.cache import Cache, CachedSource
+from gg_ray.elexon.iris import IrisSource, Receiver
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.source import GridSource
 from gg_ray.elexon.store import DayStore
-
-if TYPE_CHECKING:
-    from gg_ray.elexon.iris import Receiver
 
 SOURCES = ("insights", "elexondataportal", "iris", "replay", "auto")
 HISTORY_SOURCES = ("insights", "elexondataportal")
@@ -41,7 +35,7 @@ def make_source(
              store, files, speed, start, shift, zone  of replay; files go before the store
              week, cache  of auto: its rolling week, trimmed to seven days, and its short cache
              receiver  of iris, from iris.connected
-    Raises:  ConfigError for an unknown name, with the nearest one, or for a part that is not installed.
+    Raises:  ConfigError for an unknown name, with the nearest one.
     """
     if name not in SOURCES:
         raise ConfigError(
@@ -53,17 +47,12 @@ def make_source(
             raise ConfigError("source replay: name files or a store to replay")
         return ReplaySource(record, speed=speed, start=start, shift=shift, zone=zone)
     if name == "iris":
-        return _made("gg_ray.elexon.iris", "IrisSource", name, receiver, failed=failed_dir)
-    settings = {} if base_url is None else {"base_url": base_url}
-    live = _made("gg_ray.elexon.insights", "InsightsSource", name, **settings, failed=failed_dir)
+        return IrisSource(receiver, failed=failed_dir)
+    from gg_ray.elexon.insights import BASE_URL, InsightsSource  # httpx: a replay needs none
+
+    live = InsightsSource(base_url or BASE_URL, failed=failed_dir)
     if name == "elexondataportal":
-        return _made("gg_ray.elexon.portal", "ElexonDataPortalSource", name, live)
+        from gg_ray.elexon.portal import ElexonDataPortalSource
+
+        return ElexonDataPortalSource(live)
     return CachedSource(live, cache=cache, store=week) if name == "auto" else live
-
-
-def _made(module: str, cls: str, name: str, *args: Any, **settings: Any) -> GridSource:
-    try:
-        made: GridSource = getattr(import_module(module), cls)(*args, **settings)
-    except ImportError as error:
-        raise ConfigError(f"source {name}: {error}; replay and the others need no such part") from error
-    return made
