@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from gg_ray.elexon.source import GridSource, stream_of
 from gg_ray.elexon.sources import HISTORY_SOURCES, SOURCES, make_source
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
-from gg_ray.elexon.times import DAY, INSTANT, iso, midnight, utc_now
+from gg_ray.elexon.times import DAY, INSTANT, aware, iso, midnight, utc_now
 
 SYNCED = ("FUELINST", "FUELHH", "DEMAND", "FREQ", "INDOD")
 SINKS = ("stdout",)
@@ -248,13 +248,10 @@ def when(text: str, option: str, whole_day: bool = False) -> datetime:
         day = None
     if day is not None:
         return midnight(day) + DAY - INSTANT if whole_day else midnight(day)
-    try:
-        t = datetime.fromisoformat(text)
-    except ValueError:
-        t = None
-    if t is None or t.tzinfo is None:
+    t = aware(text)
+    if t is None:
         raise ConfigError(f"{option} {text!r}: a UTC day such as 2024-06-01, or a time such as 2024-06-01T12:00Z")
-    return t.astimezone(UTC)
+    return t
 
 
 def _say(text: str) -> None:

@@ -108,8 +108,8 @@ class FakeSource:
 
     async def latest(self, stream: str) -> Fetched:
         known = stream_of(stream)
-        now = self.clock.t
-        return await self.fetch(stream, now - min(known.overlap + known.cadence, known.longest), now)
+        start, now = known.recent(self.clock.t)
+        return await self.fetch(stream, max(start, now - known.longest), now)
 
     async def health(self) -> Health:
         return Health(source=self.name, usable=True, detail="ok")

@@ -215,5 +215,5 @@ def _stored(
         return now, now, []
     begin = midnight(days[-1])
     newest = max((row.at for row in store.read(stream.name, begin, begin + DAY)), default=begin)
-    start = newest - stream.overlap - stream.cadence
-    return start, newest, store.read(stream.name, start, newest)
+    start, end = stream.recent(newest)
+    return start, end, store.read(stream.name, start, end)

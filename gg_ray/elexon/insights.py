@@ -107,8 +107,7 @@ class InsightsSource:
 
     async def latest(self, stream: str) -> Fetched:
         """Rows of the last overlap span (and one period more), up to now.  Raises: ElexonError."""
-        asked, now = stream_of(stream), self._now()
-        return await self.fetch(stream, now - asked.overlap - asked.cadence, now)
+        return await self.fetch(stream, *stream_of(stream).recent(self._now()))
 
     async def health(self) -> Health:
         """Asks how many FREQ samples the service has; usable when it has any."""

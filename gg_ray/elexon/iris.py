@@ -254,8 +254,7 @@ class IrisSource:
             return
         held = self._held.get(stream.name)
         rows: list[Row] = [*(held.rows if held else ()), *fetched.rows]
-        end = max(row.at for row in rows)
-        start = end - stream.overlap - stream.cadence
+        start, end = stream.recent(max(row.at for row in rows))
         joined = merge(stream, start, end, [Fetched(stream=stream.name, start=start, end=end, rows=rows)])
         joined.counts.clear()  # each message's are counted as it comes
         self._held[stream.name] = joined

@@ -186,8 +186,7 @@ class ElexonDataPortalSource:
         return fetched
 
     async def latest(self, stream: str) -> Fetched:
-        asked, now = stream_of(stream), self._now()
-        return await self.fetch(stream, now - asked.overlap - asked.cadence, now)
+        return await self.fetch(stream, *stream_of(stream).recent(self._now()))
 
     async def health(self) -> Health:
         if find_spec(PACKAGE) is None:

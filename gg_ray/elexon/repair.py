@@ -17,7 +17,7 @@ from typing import cast
 
 import numpy as np
 
-from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, PeriodRow, Row
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.source import Reject, Stream
 from gg_ray.elexon.times import SECOND_NS, ns_of
@@ -54,9 +54,9 @@ def repair(stream: Stream, rows: Sequence[Row], counts: Counter[str]) -> tuple[l
         kept, rejects = _frequency(cast(list[FrequencyRow], kept), counts)
     if stream.by_fuel:
         _batches(stream, cast(list[FuelRow], kept), counts)
-    if "settlement_period" in stream.row.model_fields:
-        kept = _labelled(kept, counts)
-    if "start" in stream.row.model_fields or stream.row is FrequencyRow:
+    if issubclass(stream.row, PeriodRow):
+        kept = _labelled(cast(list[PeriodRow], kept), counts)
+    if issubclass(stream.row, PeriodRow | FrequencyRow):
         _grid(stream, kept, counts)
     return kept, rejects
 
@@ -83,14 +83,14 @@ def _label(start: datetime) -> tuple[date, int]:
     return settlement_label(ns_of(start))
 
 
-def _labelled(rows: list[Row], counts: Counter[str]) -> list[Row]:
+def _labelled(rows: list[PeriodRow], counts: Counter[str]) -> list[Row]:
     """A label that disagrees with the start time is replaced: the SP48 rows of 2019 and 2021 carry the next day."""
-    out = []
+    out: list[Row] = []
     start, label = None, None
     for row in rows:
-        if (at := row.at) is not start:
-            start, label = at, _label(at)
-        given = (row.settlement_date, row.settlement_period)  # type: ignore[attr-defined]  # every row of the stream
+        if row.start is not start:
+            start, label = row.start, _label(row.start)
+        given = (row.settlement_date, row.settlement_period)
         if given != label:
             counts["unlabelled" if given == (None, None) else "label_repaired"] += 1
             row = row.model_copy(update={"settlement_date": label[0], "settlement_period": label[1]})  # type: ignore[index]

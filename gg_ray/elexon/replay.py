@@ -21,7 +21,7 @@ import numpy as np
 
 from gg_ray.elexon.errors import NotCarried
 from gg_ray.elexon.history import History, read_any, sample
-from gg_ray.elexon.rows import FUEL_TYPES, DemandRow, FrequencyRow, FuelRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, DemandRow, FrequencyRow, FuelRow, PeriodRow, Row
 from gg_ray.elexon.scans import SAMPLE_S
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.source import STREAMS, Fetched, Health, stream_of
@@ -113,7 +113,7 @@ class ReplaySource:
     async def latest(self, stream: str) -> Fetched:
         """Rows of the stream's overlap before now() whose period is over."""
         known, now = stream_of(stream), self.now()
-        return await self.fetch(known.name, now - known.overlap - known.cadence, now - known.cadence)
+        return await self.fetch(known.name, known.recent(now)[0], now - known.cadence)
 
     async def health(self) -> Health:
         if not self.streams:
@@ -189,7 +189,7 @@ def _moved(row: Row, shift: timedelta) -> Row:
     """A row with every time of it moved and its settlement label derived anew."""
     times = {name: value + shift for name, value in row if isinstance(value, datetime)}
     out = row.model_copy(update=times)
-    if isinstance(out, FuelRow | DemandRow) and out.settlement_date is not None:
+    if isinstance(out, PeriodRow) and out.settlement_date is not None:
         day, period = settlement_label(ns_of(out.start))
         out = out.model_copy(update={"settlement_date": day, "settlement_period": period})
     return out

@@ -85,12 +85,10 @@ class Row(BaseModel):
         return (self.at,)
 
 
-class FuelRow(Row):
-    """FUELHH (30-min mean) and FUELINST (5-min mean): generation of one fuel or interconnector, MW, import positive."""
+class PeriodRow(Row):
+    """A row about one period, which begins at `start`; its settlement label is derived from that, never believed."""
 
     start: Utc = Field(alias="startTime")
-    fuel: str = Field(alias="fuelType", min_length=1, max_length=32)
-    generation_mw: Whole | None = Field(alias="generation", default=None)
     published: Utc | None = Field(alias="publishTime", default=None)
     settlement_date: date | None = Field(alias="settlementDate", default=None)
     settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
@@ -98,6 +96,13 @@ class FuelRow(Row):
     @property
     def at(self) -> datetime:
         return self.start
+
+
+class FuelRow(PeriodRow):
+    """FUELHH (30-min mean) and FUELINST (5-min mean): generation of one fuel or interconnector, MW, import positive."""
+
+    fuel: str = Field(alias="fuelType", min_length=1, max_length=32)
+    generation_mw: Whole | None = Field(alias="generation", default=None)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -115,33 +120,17 @@ class FrequencyRow(Row):
         return self.time
 
 
-class DemandRow(Row):
+class DemandRow(PeriodRow):
     """Demand outturn of one half-hour, MW: INDO (national) and ITSDO (transmission system)."""
 
-    start: Utc = Field(alias="startTime")
     indo_mw: Whole | None = Field(alias="initialDemandOutturn", default=None)
     itsdo_mw: Whole | None = Field(alias="initialTransmissionSystemDemandOutturn", default=None)
-    published: Utc | None = Field(alias="publishTime", default=None)
-    settlement_date: date | None = Field(alias="settlementDate", default=None)
-    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
-
-    @property
-    def at(self) -> datetime:
-        return self.start
 
 
-class OneDemandRow(Row):
+class OneDemandRow(PeriodRow):
     """INDO or ITSDO as a dataset of its own, or the 5-min rolling demand: one demand, MW."""
 
-    start: Utc = Field(alias="startTime")
     demand_mw: Whole | None = Field(alias="demand", default=None)
-    published: Utc | None = Field(alias="publishTime", default=None)
-    settlement_date: date | None = Field(alias="settlementDate", default=None)
-    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
-
-    @property
-    def at(self) -> datetime:
-        return self.start
 
 
 class DailyDemandRow(Row):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gg_ray.elexon.rows import FUEL_TYPES, FUELS, DemandRow, FrequencyRow, FuelRow, OneDemandRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, OneDemandRow, PeriodRow, Row
 from gg_ray.elexon.source import stream_of
 from gg_ray.elexon.times import SECOND_NS, ns_of
 from gg_ray.records import F64, I64, U8, Bool
@@ -283,7 +283,7 @@ def scans_from(
     return from_columns(tables, step_s, start, end, counts, known_at_ns)
 
 
-_PLACED = (FuelRow, DemandRow, OneDemandRow, FrequencyRow)
+_PLACED = (PeriodRow, FrequencyRow)
 _Points = tuple[I64, I64, F64, I64]
 """Channel (-1 unknown), UTC ns, value (NaN for null) and publish time (0 unknown), each [R]."""
 

@@ -41,6 +41,10 @@ class Stream:
     overlap: timedelta
     by_fuel: bool = False
 
+    def recent(self, end: datetime) -> tuple[datetime, datetime]:
+        """What a poll asks for: the overlap before end, and one period more."""
+        return end - self.overlap - self.cadence, end
+
 
 def _m(minutes: int) -> timedelta:
     return timedelta(minutes=minutes)

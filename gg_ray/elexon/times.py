@@ -35,6 +35,15 @@ def at_ns(t_ns: int) -> datetime:
     return EPOCH + timedelta(microseconds=int(t_ns) // 1000)
 
 
+def aware(text: str) -> datetime | None:
+    """The time of ISO text with `Z` or an offset, UTC; None for any other text."""
+    try:
+        t = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return None if t.tzinfo is None else t.astimezone(UTC)
+
+
 def z(t: datetime) -> str:
     """ISO text of an aware time, UTC, in whole seconds with `Z`: as the service writes times, and as we do."""
     return t.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
