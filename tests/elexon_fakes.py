@@ -72,19 +72,20 @@ class FakeSource:
         known = stream_of(stream)
         assert end - start <= known.longest, "wider than the service allows"
         self.asked.append((stream, start, end))
-        recent = [at for at in self.times if self.clock.t - at < timedelta(minutes=1)]
+        now = self.clock.t
+        recent = [at for at in self.times if now - at < timedelta(minutes=1)]
         if self.per_minute is not None and len(recent) >= self.per_minute:
             raise RateLimited("429: too many requests", 60.0)
-        self.times.append(self.clock.t)
+        self.times.append(now)
         if error := self.fails(stream, start):
             raise error
         return Fetched(stream=stream, start=start, end=end, rows=list(self.rows(known, start, end)))
 
     def rows(self, stream: Stream, start: datetime, end: datetime) -> Iterable[Row]:
-        step = stream.cadence
+        step, now = stream.cadence, self.clock.t
         t = start if (start - EPOCH) % step == timedelta(0) else start + (step - (start - EPOCH) % step)
         while t <= end:
-            if t + step + lag_of(stream) <= self.clock.t and (stream.name, t) not in self.never:
+            if t + step + lag_of(stream) <= now and (stream.name, t) not in self.never:
                 yield from self.row(stream, t)
             t += step
 

@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gg_ray.elexon.history import History, read_any
 from gg_ray.elexon.rows import FUEL_TYPES
 from gg_ray.elexon.settlement import HALF_HOUR_NS, midnight_ns, settlement_label
 
@@ -19,6 +21,12 @@ DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).resolve().parents[2]
 with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 T0 = datetime(2026, 5, 6, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+
+
+@cache
+def fuelhh_year(year: int) -> History:
+    """A real year, read once for all tests: it takes most of a second."""
+    return read_any(DATA / "elexon_fuelhh_indo" / f"fuelhh_{year}.csv")
 
 
 def data_file(name: str) -> Path:

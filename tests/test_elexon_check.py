@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from elexon_rows import DATA, with_data
+from elexon_rows import DATA, fuelhh_year, with_data
 
 from gg_ray.elexon.check import Quality, check, check_path, check_store, residual_outliers
 from gg_ray.elexon.events import read_events
@@ -27,8 +27,7 @@ def ns(text: str) -> int:
 
 @cache
 def year(number: int) -> Quality:
-    (found,) = check_path(DATA / "elexon_fuelhh_indo" / f"fuelhh_{number}.csv")
-    return found
+    return check(fuelhh_year(number))
 
 
 def table(period_s: int = 1800, slots: int = 200, start: str = "2023-05-02", **channels: float) -> History:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from elexon_rows import DATA, with_data
+from elexon_rows import DATA, fuelhh_year, with_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,7 +107,7 @@ def test_demands_survive_the_shifted_label(tmp_path_factory: pytest.TempPathFact
 def test_real_years_as_their_provenance_says(
     year: int, rows: int, shifted: int, blank: int, edges: tuple[str, str]
 ) -> None:
-    history = read_any(DATA / "elexon_fuelhh_indo" / f"fuelhh_{year}.csv")
+    history = fuelhh_year(year)
     assert history.t0_ns.size == rows
     assert history.counts["shifted_label"] == history.shifted.size == shifted
     assert history.counts["blank_indo"] == np.isnan(history.channel("INDO")).sum() == blank
@@ -173,8 +173,7 @@ def test_real_june_2024_is_whole_and_its_means_are_those_of_fuelhh() -> None:
     dead = scans.t0_ns[scans.all_zero]
     assert (dead.size, dead[0], dead[-1]) == (7, ns("2024-06-04T12:35"), ns("2024-06-04T13:05"))
     half, means = (
-        from_columns([table], 1800, ns("2024-06-01"), ns("2024-07-01"))
-        for table in (read_any(DATA / "elexon_fuelhh_indo" / "fuelhh_2024.csv"), five)
+        from_columns([table], 1800, ns("2024-06-01"), ns("2024-07-01")) for table in (fuelhh_year(2024), five)
     )
     off = np.abs(half.channel("CCGT") - means.channel("CCGT"))
     assert np.median(off) <= 1
@@ -190,7 +189,7 @@ def test_legacy_form_is_unknown_where_it_was_clipped_and_starts_when_its_label_s
     assert np.nanmin(legacy.channel("PS")) > 0
     assert legacy.counts["clipped_unknown"] == 1_757
     assert np.all(legacy.channel("COAL") == 0)  # a fuel that was 0 is 0
-    half = read_any(DATA / "elexon_fuelhh_indo" / "fuelhh_2019.csv")
+    half = fuelhh_year(2019)
     means = from_columns([legacy], 1800, ns("2019-07-01"), ns("2019-07-02"))
     record = from_columns([half], 1800, ns("2019-07-01"), ns("2019-07-02"))
     off = np.abs(means.channel("CCGT") - record.channel("CCGT"))
