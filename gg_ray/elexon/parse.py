@@ -71,7 +71,8 @@ def parse(
     Returns: rows oldest first, one per key; a row that cannot be read becomes a Reject and the others live.
     Raises:  BadAnswer as `read` does.
     """
-    return merge(stream, start, end, [read(stream, body, asked)], origin=origin)
+    with _collector_paused():
+        return merge(stream, start, end, [read(stream, body, asked)], origin=origin)
 
 
 def read(stream: Stream, body: bytes, asked: Asked | None = None) -> Fetched:
