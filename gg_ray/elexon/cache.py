@@ -1,8 +1,8 @@
 """A source that answers when the live one does not: a short cache, then a rolling week on disk, never silently.
 
-Flow:    elexon.insights (or portal, iris) -> [cache] -> serve.feed, commands
-Source:  docs/gb-data.md, cache and fallback
-Order:   live; the last answers of 5 minutes; the store's week. Whatever is not live says so: origin, stale_s.
+Flow:    elexon.insights, or any other source -> [cache] -> data_commands (feed --source auto)
+Source:  docs/gb-data.md, the named package and the closed API (auto)
+Order:   live; the last answers of 5 minutes; a week of its own on disk. Whatever is not live says so: origin, stale_s
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TTL_S = 300.0
 KEEP_DAYS = 7
 _FAILURES = (RateLimited, Unavailable, BadAnswer)
-"""Failures of the service; a wrong question (BadRequest, NotCarried, UnknownStream) is not answered from a store."""
+"""Failures of the service. A wrong question (BadRequest, NotCarried, UnknownStream) is not answered from memory."""
 
 
 class Cache(Protocol):

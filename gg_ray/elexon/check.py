@@ -1,7 +1,7 @@
 """Quality of a history or store: what is missing, dead, late, mislabelled or out of balance, counted and placed.
 
-Flow:    elexon.history, elexon.store -> [check] -> commands (table, JSON)
-Source:  docs/gb-data.md, laws and traps; r = sum of fuels + PS + sum of interconnectors - INDO
+Flow:    elexon.history, elexon.store -> [check] -> data_commands (table, JSON)
+Source:  docs/gb-data.md, traps; r = sum of fuels + PS + sum of interconnectors - INDO
 Shapes:  H periods of a table on its regular clock, missing ones as NaN
 Units:   MW, Hz, s
 

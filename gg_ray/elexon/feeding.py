@@ -1,6 +1,6 @@
 """The feed of grid gb-balance: polled, pushed or replayed, it says each scan once, and again only when it changed.
 
-Flow:    a GridSource -> [feeding] -> one message per scan -> commands (stdout), serve.feed
+Flow:    a GridSource -> [feeding] -> one message per scan -> data_commands (standard output)
 Source:  docs/gb-data.md, the feed
 Message: {"schema": 1, "grid": "gb-balance", "t0", "step_s", "origin", "values", "missing", "late"}
     t0       start of the scan, ISO UTC;  step_s  its length, s

@@ -1,7 +1,7 @@
 """Histories from a source into the store: windows oldest first, resumed from what is there, gaps counted at the end.
 
-Flow:    a GridSource -> [fetch] -> elexon.store; commands (data fetch, data sync)
-Source:  docs/gb-data.md, client behaviour (history)
+Flow:    a GridSource -> [fetch] -> elexon.store; data_commands (fetch, sync)
+Source:  docs/gb-data.md, commands
 Units:   UTC days
 
 Polite by construction: one request at a time, none for a day that is whole or will not change, and as few as the

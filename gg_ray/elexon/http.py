@@ -1,7 +1,7 @@
 """One GET against one host: limited, timed, bounded, asked again when that helps, and typed when it fails.
 
 Flow:    elexon.insights -> [http] -> the service -> bytes -> elexon.parse
-Source:  docs/gb-data.md, client behaviour; docs/adr/0013-elexon-client.md
+Source:  docs/gb-data.md, limits; docs/adr/0013-elexon-client.md
 Limits:  connect 5 s, read 20 s, 60 s for the whole answer, 20 MB unpacked, no redirect off the host
 """
 

@@ -1,6 +1,6 @@
 """The Insights API as a source: each stream asked the way it wants to be asked, checked, cut and joined.
 
-Flow:    commands, serve.feed, elexon.cache -> [insights] -> elexon.http -> elexon.parse -> Fetched
+Flow:    data_commands, elexon.cache -> [insights] -> elexon.http -> elexon.parse -> Fetched
 Source:  https://data.elexon.co.uk/bmrs/api/v1, schema of June 2026; docs/gb-data.md
 """
 

@@ -5,7 +5,7 @@ Source:  Insights API schema of June 2026; defects that were seen in the files: 
 Counts:  duplicates, superseded, conflicting, unlabelled, label_repaired, off_grid, missing, unknown_fuel,
          all_zero_batch, partial_batch, null_generation, frozen, out_of_range, outside, rejected
 
-The whole list is validated at once (200,000 rows/s); only an answer with a bad row is read again row by row.
+The whole list is validated at once; only an answer with a bad row is read again row by row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recorded hours as a source: files of the data folder or a store, at any speed, moved in time if asked.
 
-Flow:    elexon.history, elexon.store -> [replay] -> commands (feed), serve.feed, tests
-Source:  docs/gb-data.md, replay
+Flow:    elexon.history, elexon.store -> [replay] -> data_commands (feed)
+Source:  docs/gb-data.md, the feed
 Units:   speed is recorded seconds per second; inf does not wait
 
 Replayed rows say so (origin "replay") and raise no operator alarm. The same span gives the same rows, byte for byte.

@@ -1,6 +1,6 @@
 """Rows of the Elexon streams as typed records: what the service sends, checked field by field, units in the names.
 
-Flow:    JSON of a source -> [rows: parse] -> store, check, scans
+Flow:    JSON of a source -> parse -> [rows] -> store, check, scans
 Source:  Insights API schema of June 2026; docs/gb-data.md
 Units:   MW (means over the period unless said), MWh a day for INDOD, Hz; times are aware UTC
 

@@ -1,6 +1,6 @@
 """Scans: what was published of every channel at each step of a regular clock, with its age; nothing is carried over.
 
-Flow:    rows of a source or columns of a history -> [scans] -> scenario, serve, commands
+Flow:    rows of a source or columns of a history -> [scans] -> elexon.feeding, scenario, evaluate
 Source:  docs/gb-data.md, scans
 Shapes:  H periods of a table, S scans, C channels (CHANNELS)
 Units:   MW (means over the period, import positive, PS negative while pumping), Hz; times are UTC nanoseconds

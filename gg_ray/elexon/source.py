@@ -1,6 +1,6 @@
 """What every source of GB data looks like, and the streams that there are.
 
-Flow:    insights, iris, elexondataportal, replay -> [source] -> commands, serve.feed
+Flow:    insights, iris, elexondataportal, replay -> [source] -> data_commands, elexon.feeding
 Source:  Insights API schema of June 2026; cadences and ranges in docs/gb-data.md
 """
 

@@ -1,6 +1,6 @@
 """Sources by name: the one place that knows how each is made.
 
-Flow:    commands, serve.feed -> [sources: make_source] -> a GridSource
+Flow:    data_commands -> [sources: make_source] -> a GridSource
 Source:  docs/gb-data.md, the named package and the closed API
 """
 

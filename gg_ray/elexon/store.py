@@ -1,6 +1,6 @@
 """Rows on disk: one Parquet per stream and UTC day, written whole then renamed, its sha256 beside it.
 
-Flow:    elexon.fetch, serve.feed -> [store] -> elexon.check, elexon.replay, elexon.scans
+Flow:    elexon.fetch, elexon.cache -> [store] -> elexon.check, elexon.replay, elexon.scans
 Layout:  ROOT/STREAM/2024-06-04.parquet, ROOT/STREAM/2024-06-04.sha256; rows oldest first, one per key
 Shapes:  R rows of a day
 Limits:  one writer per folder. A day is some kilobytes; a year of FUELINST about 15 MB
