@@ -24,9 +24,13 @@ MINUTE = timedelta(minutes=1)
 
 
 @cache
+def real(name: str, zone: str | None = None) -> History:
+    """A history of the data folder, read once for all tests: a large one takes most of a second."""
+    return read_any(DATA / name, zone)
+
+
 def fuelhh_year(year: int) -> History:
-    """A real year, read once for all tests: it takes most of a second."""
-    return read_any(DATA / "elexon_fuelhh_indo" / f"fuelhh_{year}.csv")
+    return real(f"elexon_fuelhh_indo/fuelhh_{year}.csv")
 
 
 def data_file(name: str) -> Path:

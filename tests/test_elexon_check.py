@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from elexon_rows import DATA, fuelhh_year, with_data
+from elexon_rows import DATA, fuelhh_year, real, with_data
 
 from gg_ray.elexon.check import Quality, check, check_path, check_store, residual_outliers
 from gg_ray.elexon.events import read_events
@@ -137,7 +137,7 @@ def test_real_frequency_days_and_the_event() -> None:
 def test_every_history_of_the_folder_is_read_and_reported() -> None:
     for folder in ("neso_embedded", "lv"):
         for path in sorted((DATA / folder).iterdir()):
-            (found,) = check_path(path, zone="UTC")
+            found = check(real(f"{folder}/{path.name}", "UTC"))
             assert found.rows > 0
             json.dumps(found.as_json(), allow_nan=False)
 

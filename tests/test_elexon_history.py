@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from elexon_rows import DATA, fuelhh_year, with_data
+from elexon_rows import DATA, fuelhh_year, real, with_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -297,10 +297,10 @@ def test_real_low_voltage_files() -> None:
     path = DATA / "lv" / "LCL_block_62_3households_2013-2014.csv"
     with pytest.raises(HistoryError, match="2013-03-31 01:30:00"):
         read_any(path, zone="Europe/London")  # a time that London's clocks skip: the meters ran on GMT all year
-    homes = read_any(path, zone="UTC")
+    homes = real(f"lv/{path.name}", "UTC")
     assert (len(homes.channels), homes.t0_ns.size, homes.unit) == (3, 20_305, "kWh")
     assert np.nanmax(homes.value_HC) == pytest.approx(4.19, abs=0.01)
-    feeders = read_any(DATA / "lv" / "ssen_lv_feeder_sample_2025-10-18.csv")
+    feeders = real("lv/ssen_lv_feeder_sample_2025-10-18.csv", "UTC")
     assert (len(feeders.channels), feeders.t0_ns.size) == (30, 1)
 
 

@@ -1,6 +1,7 @@
 """ElexonDataPortal as a source: the unmodified package on today's data, through a shim at its two weak points.
 
-Flow:    data_commands -> [portal] -> ElexonDataPortal -> shim -> elexon.insights; archived XML -> [portal: read_legacy_xml]
+Flow:    elexon.sources -> [portal] -> ElexonDataPortal -> shim -> elexon.insights
+         archived XML -> [portal: read_legacy_xml] -> rows
 Source:  ElexonDataPortal 2.0.16 (October 2022); docs/gb-data.md, the named package and the closed API
 
 The API that the package asks, api.bmreports.com, was shut on 2024-05-31. Inside `carried` the package's `requests` is
