@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from elexon_fakes import FakeClock, FakeQueue
+from elexon_fakes import FakeClock, FakeMessage, FakeQueue
 from elexon_rows import MINUTE, T0, batch, freq, utc, wobble, z
 
 from gg_ray.config import ConfigError
@@ -266,9 +267,10 @@ def pushed(source: IrisSource, queue: FakeQueue, clock: FakeClock, **asked: Any)
 def test_a_message_is_settled_once_the_scans_of_its_rows_were_said(
     source: IrisSource, half_hour: FakeQueue, clock: FakeClock
 ) -> None:
+    half_hour.messages.insert(1, FakeMessage("FUELHH", json.dumps(batch(at("11:30:00"), minutes=30)), at("12:03:00")))
     assert pushed(source, half_hour, clock) == 3
-    # the frequency of 12:04 to 12:06 changes the first scan, and waits for the second
-    assert half_hour.log == ["12:00", *["complete"] * 3, "12:00", "12:05", *["complete"] * 2]
+    # frequency of 12:04 to 12:06 changes the first scan and waits for the second; an unfed stream settles no other
+    assert half_hour.log == ["complete", "12:00", *["complete"] * 3, "12:00", "12:05", *["complete"] * 2]
 
 
 def test_a_line_that_cannot_be_written_gives_back_all_that_waits_in_order(

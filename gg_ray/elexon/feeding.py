@@ -236,10 +236,9 @@ async def push(
             said += 1
         return _floor(t, feed.step_s)
 
-    async def produce(fetched: Fetched) -> datetime | None:
-        if stream_of(fetched.stream) not in feed.streams:
-            return None
-        feed.take(fetched)
+    async def produce(fetched: Fetched) -> datetime:
+        if stream_of(fetched.stream) in feed.streams:
+            feed.take(fetched)
         return say()
 
     taking = asyncio.ensure_future(source.take(messages, produce))
