@@ -11,12 +11,10 @@ A command is a function from its arguments to an exit code, listed in COMMANDS. 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +25,7 @@ import tyro
 from gg_ray.config import ConfigError, RunConfig, did_you_mean
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
+from gg_ray.files import REFUSALS, refusal
 from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
@@ -243,7 +242,12 @@ def feed(args: Sequence[str]) -> int:
     options = parse(FeedOptions, args, prog="gg-ray feed")
     from gg_ray.data_commands import feed_command
 
-    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR))
+    short_cache: AbstractAsyncContextManager[Any] = nullcontext()  # None: the process's own memory
+    if url := os.environ.get("REDIS_URL"):
+        from serve.rediscache import opened
+
+        short_cache = opened(url)
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, short_cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,15 +279,8 @@ def bench(args: Sequence[str]) -> int:
         raise ConfigError(f"unknown benchmark {options.name!r}{did_you_mean(options.name, runners) or ''}")
     import torch
 
-    from gg_ray.provenance import git_commit, machine_info
-
     torch.set_num_threads(1)
-    found = runners[options.name]()
-    width = max(len(name) for name in found)
-    for name, value in found.items():
-        sys.stdout.write(f"{name:<{width}}  {value if not isinstance(value, float) else format(value, '.4g')}\n")
-    found |= {"bench": options.name, "machine": machine_info(), "commit": git_commit(), "seed": options.seed}
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(_bench("report").text(options.name, runners[options.name](), options.seed))
     return 0
 
 
@@ -320,11 +317,6 @@ COMMANDS: dict[str, Command] = {
 }
 PACKAGES = ("gg_ray", "actors", "tune", "serve")
 """Ours. An exception class that one of them defines has a message for the user: no traceback, exit code 1."""
-REFUSALS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EEXIST,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
-)  # fmt: skip
-"""What a file system says when it will not: the user can do something about it, unlike any other OSError."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -356,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in REFUSALS and not _is_ours(error):
             raise
-        sys.stderr.write(f"gg-ray: error: {_refusal(error)}\n")
+        sys.stderr.write(f"gg-ray: error: {refusal(error)}\n")
         return 1
     except Exception as error:
         if not _is_ours(error):
@@ -367,15 +359,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_ours(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in PACKAGES
-
-
-def _refusal(error: OSError) -> str:
-    """One line: which file, what the system said, what helps."""
-    if error.errno not in REFUSALS:
-        return str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "free space there, or write elsewhere (--out)" if full else "choose a place you may write to (--out)"
-    return f"{error.filename or 'a file'}: {error.strerror}; {way_out}"
 
 
 def with_data_dir(config: RunConfig, env: Mapping[str, str], beside: Path) -> RunConfig:

@@ -11,9 +11,9 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,22 @@ from rich.text import Text
 
 from gg_ray.config import ConfigError, did_you_mean
 from gg_ray.data_options import DataOptions, FeedOptions
-from gg_ray.elexon import feeding
+from gg_ray.elexon import feeding, iris
 from gg_ray.elexon.check import Quality, check_path, streams_in
 from gg_ray.elexon.fetch import Progress, fetch_history, sync
 from gg_ray.elexon.history import UnknownForm
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.scans import STEPS
 from gg_ray.elexon.source import GridSource, stream_of
-from gg_ray.elexon.sources import make_source
+from gg_ray.elexon.sources import HISTORY_SOURCES, SOURCES, make_source
 from gg_ray.elexon.store import DayStore
-from gg_ray.elexon.tables import HistoryError, iso
+from gg_ray.elexon.tables import HistoryError
+from gg_ray.elexon.times import DAY, INSTANT, aware, iso, midnight, utc_now
 
 SYNCED = ("FUELINST", "FUELHH", "DEMAND", "FREQ", "INDOD")
 SINKS = ("stdout",)
+WEEK = "week"
+"""Folder in the store's where --source auto keeps its rolling week, trimmed to seven days; the histories never are."""
 HISTORY_SUFFIXES = (".csv", ".parquet")
 SHOWN = 8
 """Findings of a kind that the table shows; --json gives all."""
@@ -48,7 +51,7 @@ def data_command(options: DataOptions, default_store: Path) -> int:
     store = DayStore(options.store or default_store)
     if options.action == "check":
         return _check(options, store)
-    start = end = _now()
+    start = end = utc_now()
     if options.action == "fetch":
         if not options.stream or options.from_ is None:
             raise ConfigError("data fetch: name a --stream and a first day --from")
@@ -58,8 +61,10 @@ def data_command(options: DataOptions, default_store: Path) -> int:
             raise ConfigError(f"data fetch: --to {options.to} lies before --from {options.from_}")
     if options.days_back < 1:
         raise ConfigError(f"--days-back {options.days_back}: at least 1")
+    if options.source in SOURCES and options.source not in HISTORY_SOURCES:
+        raise ConfigError(f"--source {options.source} brings no history; choose from {', '.join(HISTORY_SOURCES)}")
     streams = [stream_of(name).name for name in options.stream or SYNCED]
-    source = make_source(options.source, base_url=options.base_url, store=store, failed_dir=store.root / "failed")
+    source = make_source(options.source, base_url=options.base_url, failed_dir=store.root / "failed")
     return asyncio.run(_bring(options, streams, source, store, start, end))
 
 
@@ -160,8 +165,14 @@ def tables(found: Quality) -> Iterator[Table]:
     yield stretches
 
 
-def feed_command(options: FeedOptions, default_store: Path) -> int:
-    """`gg-ray feed`.  Raises: ConfigError for bad options; ElexonError."""
+def feed_command(
+    options: FeedOptions, default_store: Path, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any]
+) -> int:
+    """`gg-ray feed`.
+
+    Args:    env  where the account of iris is;  short_cache  opened for auto, gives its Cache or None
+    Raises:  ConfigError for bad options; ElexonError.
+    """
     if options.to == "kafka":
         raise ConfigError("--to kafka comes with the live service; until then pipe --to stdout")
     if options.to not in SINKS:
@@ -171,25 +182,37 @@ def feed_command(options: FeedOptions, default_store: Path) -> int:
     if not options.speed > 0:
         raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
     if options.source != "replay" and (options.from_ is not None or options.files):
-        raise ConfigError(f"--from and files belong to --source replay; {options.source} is polled from now on")
+        raise ConfigError(f"--from and files belong to --source replay; {options.source} begins now")
     store = DayStore(options.store or default_store)
     start = when(options.from_, "--from") if options.from_ else None
     end = when(options.until, "--until", whole_day=True) if options.until else None
-    source = make_source(
-        options.source, base_url=options.base_url, store=store, files=options.files, speed=options.speed, start=start,
-        zone=options.zone,
-    )  # fmt: skip
-    streams = options.streams or tuple(name for name in feeding.STREAMS if name in source.streams)
     try:
-        feeding.fed(streams)
+        feeding.fed(options.streams)
     except ValueError as error:
         raise ConfigError(f"--streams: {error}") from None
-    return asyncio.run(_feed(options, source, streams, start, end))
+    return asyncio.run(_feed(options, store, env, short_cache, start, end))
 
 
 async def _feed(
-    options: FeedOptions, source: GridSource, streams: Sequence[str], start: datetime | None, end: datetime | None
-) -> int:
+    options: FeedOptions, store: DayStore, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any],
+    start: datetime | None, end: datetime | None,
+) -> int:  # fmt: skip
+    async with AsyncExitStack() as stack:
+        receiver = cache = None
+        if options.source == "iris":
+            receiver = await stack.enter_async_context(iris.connected(*iris.account(env)))
+        if options.source == "auto":
+            cache = await stack.enter_async_context(short_cache)
+        source = make_source(
+            options.source, base_url=options.base_url, failed_dir=store.root / "failed", store=store,
+            files=options.files, speed=options.speed, start=start, zone=options.zone,
+            week=DayStore(store.root / WEEK), cache=cache, receiver=receiver,
+        )  # fmt: skip
+        stack.push_async_callback(source.aclose)
+        return await _say_scans(options, source, start, end)
+
+
+async def _say_scans(options: FeedOptions, source: GridSource, start: datetime | None, end: datetime | None) -> int:
     def emit(message: dict[str, Any]) -> None:
         _say(feeding.as_line(message))
 
@@ -200,16 +223,17 @@ async def _feed(
         failures += 1
         _note(str(error) if str(error).startswith(stream) else f"{stream}: {error}")
 
-    try:
-        if isinstance(source, ReplaySource):
-            said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
-        else:
-            said = await feeding.poll(
-                source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=_now,
-                sleep=asyncio.sleep, rng=random.Random(), failed=failed,
-            )  # fmt: skip
-    finally:
-        await source.aclose()
+    streams = options.streams or feeding.usual(source.streams)
+    if isinstance(source, ReplaySource):
+        said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
+    elif isinstance(source, iris.IrisSource):
+        feed = feeding.Feed(streams, options.step)
+        said = await feeding.push(source, feed, emit, once=options.once, until=end, now=utc_now)
+    else:
+        said = await feeding.poll(
+            source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=utc_now,
+            sleep=asyncio.sleep, rng=random.Random(), failed=failed,
+        )  # fmt: skip
     return 1 if failures and not said else 0
 
 
@@ -223,19 +247,11 @@ def when(text: str, option: str, whole_day: bool = False) -> datetime:
     except ValueError:
         day = None
     if day is not None:
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return start + timedelta(days=1, microseconds=-1) if whole_day else start
-    try:
-        t = datetime.fromisoformat(text)
-    except ValueError:
-        t = None
-    if t is None or t.tzinfo is None:
+        return midnight(day) + DAY - INSTANT if whole_day else midnight(day)
+    t = aware(text)
+    if t is None:
         raise ConfigError(f"{option} {text!r}: a UTC day such as 2024-06-01, or a time such as 2024-06-01T12:00Z")
-    return t.astimezone(UTC)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    return t
 
 
 def _say(text: str) -> None:

@@ -35,7 +35,7 @@ class DataOptions:
     to: When = None
     """fetch: last day (UTC, whole) or time; now when not given."""
     source: str = "insights"
-    """insights, elexondataportal, iris, replay or auto."""
+    """insights or elexondataportal."""
     base_url: str | None = None
     """Another address of the Insights API, such as a server for tests."""
     store: Path | None = None
@@ -50,16 +50,16 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedOptions:
-    """GB scans as JSON lines: polled from a live source, or replayed from files or the store."""
+    """GB scans as JSON lines: polled from a live source, pushed by iris, or replayed from files or the store."""
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     """replay: history files; the store when none is named."""
     source: str = "insights"
-    """insights, elexondataportal, iris, replay or auto."""
+    """insights, elexondataportal, iris (GG_IRIS_QUEUE, GG_IRIS_CLIENT_ID and GG_IRIS_SECRET set), replay or auto."""
     to: str = "stdout"
     """stdout: one line per scan."""
     streams: tuple[str, ...] = ()
-    """Streams that make the scans; FUELINST, DEMAND and FREQ, of these what a replay has, when not given."""
+    """Streams that make the scans; FUELINST, DEMAND and FREQ, or the nearest that the source has, when not given."""
     step: int = 300
     """Length of a scan, s: 1800, 300 or 15."""
     speed: float = float("inf")
@@ -69,7 +69,7 @@ class FeedOptions:
     until: When = None
     """Last day (UTC, whole) or time; the end of the record, or for ever when polling."""
     once: bool = False
-    """Stop after one poll, or after the first scan of a replay."""
+    """Stop after one poll, after the first scan of a replay, or after the first message of iris that makes a line."""
     base_url: str | None = None
     """Another address of the Insights API, such as a server for tests."""
     store: Path | None = None

@@ -1,4 +1,4 @@
-"""Files that are on disk or are not: synced, measured, and sealed by their own hash.
+"""Files that are on disk or are not: synced, measured, sealed by their own hash; and refusals in one line.
 
 Flow:    checkpoint, registry -> [files] -> manifest.json and what it lists; report, figures, windows -> [files]
 Source:  docs/adr/0006-checkpoint-format.md (manifest, writing, reading)
@@ -7,6 +7,7 @@ Limits:  a hash finds accidents, not an attacker who rewrites the manifest too.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 _SEAL = "manifest_sha256"
+REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EEXIST,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+"""What a file system says when it will not: the user can do something about it, unlike any other OSError."""
 
 
 class CheckpointError(RuntimeError):
@@ -119,3 +125,12 @@ def verify_file(folder: Path, name: str, entry: FileEntry, *, hashed: bool = Tru
         raise CheckpointError(f"{path}: {what}, {size} bytes instead of {entry.size}")
     if hashed and measure(path).sha256 != entry.sha256:
         raise CheckpointError(f"{path}: damaged, its {size} bytes do not match the sha256 of the manifest")
+
+
+def refusal(error: OSError) -> str:
+    """One line for the user: which file, what the system said, what helps."""
+    if error.errno not in REFUSALS:
+        return str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    way_out = "free space there, or write elsewhere (--out)" if full else "choose a place you may write to (--out)"
+    return f"{error.filename or 'a file'}: {error.strerror}; {way_out}"

@@ -1,9 +1,12 @@
-"""A source for tests: rows on demand for any window, with gaps, failures and a limiter of its own."""
+"""Fakes for tests: a clock, a source of rows on demand with gaps, failures and a limiter of its own, a push queue."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -25,21 +28,29 @@ def lag_of(stream: Stream) -> timedelta:
 
 
 class FakeClock:
-    """Time that moves only when told, for now(), monotonic clocks and sleeps."""
+    """Monotonic seconds and UTC time that go together and move only when told, or when somebody sleeps on them."""
 
-    def __init__(self, start: datetime = datetime(2024, 6, 4, tzinfo=UTC)) -> None:
-        self.t = start
+    def __init__(self, start: datetime = datetime(2026, 5, 6, 12, tzinfo=UTC)) -> None:
+        self._start, self.seconds = start, 1_000.0
         self.slept: list[float] = []
 
-    def now(self) -> datetime:
-        return self.t
+    def __call__(self) -> float:
+        return self.seconds
 
-    def monotonic(self) -> float:
-        return (self.t - EPOCH).total_seconds()
+    def now(self) -> datetime:
+        return self._start + timedelta(seconds=self.seconds - 1_000.0)
+
+    @property
+    def t(self) -> datetime:
+        return self.now()
+
+    @t.setter
+    def t(self, t: datetime) -> None:
+        self.seconds = 1_000.0 + (t - self._start).total_seconds()
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.t += timedelta(seconds=seconds)
+        self.seconds += seconds
 
 
 class FakeSource:
@@ -61,19 +72,20 @@ class FakeSource:
         known = stream_of(stream)
         assert end - start <= known.longest, "wider than the service allows"
         self.asked.append((stream, start, end))
-        recent = [at for at in self.times if self.clock.t - at < timedelta(minutes=1)]
+        now = self.clock.t
+        recent = [at for at in self.times if now - at < timedelta(minutes=1)]
         if self.per_minute is not None and len(recent) >= self.per_minute:
             raise RateLimited("429: too many requests", 60.0)
-        self.times.append(self.clock.t)
+        self.times.append(now)
         if error := self.fails(stream, start):
             raise error
         return Fetched(stream=stream, start=start, end=end, rows=list(self.rows(known, start, end)))
 
     def rows(self, stream: Stream, start: datetime, end: datetime) -> Iterable[Row]:
-        step = stream.cadence
+        step, now = stream.cadence, self.clock.t
         t = start if (start - EPOCH) % step == timedelta(0) else start + (step - (start - EPOCH) % step)
         while t <= end:
-            if t + step + lag_of(stream) <= self.clock.t and (stream.name, t) not in self.never:
+            if t + step + lag_of(stream) <= now and (stream.name, t) not in self.never:
                 yield from self.row(stream, t)
             t += step
 
@@ -97,11 +109,57 @@ class FakeSource:
 
     async def latest(self, stream: str) -> Fetched:
         known = stream_of(stream)
-        now = self.clock.t
-        return await self.fetch(stream, now - min(known.overlap + known.cadence, known.longest), now)
+        start, now = known.recent(self.clock.t)
+        return await self.fetch(stream, max(start, now - known.longest), now)
 
     async def health(self) -> Health:
         return Health(source=self.name, usable=True, detail="ok")
 
     async def aclose(self) -> None:
         return None
+
+
+@dataclass
+class FakeMessage:
+    subject: str | None
+    body: Any
+    when: datetime | None = None
+
+
+@dataclass
+class FakeQueue:
+    """A receiver of iris: delivers in order; what is abandoned comes back first; what happened is in `log`."""
+
+    messages: deque[FakeMessage] = field(default_factory=deque)
+    log: list[str] = field(default_factory=list)
+    dead: list[tuple[FakeMessage, str]] = field(default_factory=list)
+    breaks: Exception | None = None
+    settle_fails: bool = False
+    clock: FakeClock | None = None
+    """Moved to the `when` of a message as it is delivered."""
+
+    def push(self, subject: str | None, rows: Any, when: datetime | None = None) -> None:
+        body = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
+        self.messages.append(FakeMessage(subject, [body[:7], body[7:]], when))
+
+    async def __aiter__(self) -> AsyncIterator[FakeMessage]:
+        while self.messages:
+            message = self.messages.popleft()
+            if self.clock is not None and message.when is not None:
+                self.clock.t = message.when
+            yield message
+        if self.breaks is not None:
+            raise self.breaks
+
+    async def complete_message(self, message: FakeMessage) -> None:
+        if self.settle_fails:
+            raise RuntimeError("lock lost")
+        self.log.append("complete")
+
+    async def abandon_message(self, message: FakeMessage) -> None:
+        self.log.append("abandon")
+        self.messages.appendleft(message)
+
+    async def dead_letter_message(self, message: FakeMessage, *, reason: str, error_description: str) -> None:
+        self.log.append(f"dead: {reason}")
+        self.dead.append((message, error_description))

@@ -7,17 +7,30 @@ import json
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gg_ray.elexon.history import History, read_any
 from gg_ray.elexon.rows import FUEL_TYPES
 from gg_ray.elexon.settlement import HALF_HOUR_NS, midnight_ns, settlement_label
 
 DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared" / "data")
+with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 T0 = datetime(2026, 5, 6, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+
+
+@cache
+def real(name: str, zone: str | None = None) -> History:
+    """A history of the data folder, read once for all tests: a large one takes most of a second."""
+    return read_any(DATA / name, zone)
+
+
+def fuelhh_year(year: int) -> History:
+    return real(f"elexon_fuelhh_indo/fuelhh_{year}.csv")
 
 
 def data_file(name: str) -> Path:

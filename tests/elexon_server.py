@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 import socket
 import struct
 import threading
@@ -20,7 +21,11 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from elexon_fakes import FakeClock
 from elexon_rows import DATA, utc
+
+from gg_ray.elexon.http import HttpClient, HttpLimits
+from gg_ray.elexon.limits import TokenBucket
 
 PREFIX = "/bmrs/api/v1"
 SCHEMA = DATA / "api_schema" / "elexon_insights_openapi_2026-06_trimmed.json"
@@ -195,3 +200,13 @@ class ElexonServer:
         finally:
             loop.call_soon_threadsafe(stop.set)
             thread.join(10)
+        assert self.violations == []
+
+
+def client(server: ElexonServer, clock: FakeClock, **limits: Any) -> HttpClient:
+    """A client of the server whose waits take no time."""
+    bucket = TokenBucket(clock=clock, sleep=clock.sleep)
+    return HttpClient(
+        server.base_url, limits=HttpLimits(**limits), bucket=bucket, clock=clock, sleep=clock.sleep, now=clock.now,
+        rng=random.Random(1),
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, body, freq, wobble
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -26,6 +26,8 @@ from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NothingStor
 from gg_ray.elexon.parse import parse
 from gg_ray.elexon.rows import Row
 from gg_ray.elexon.source import STREAMS, Fetched, Health
+from gg_ray.elexon.store import DayStore
+from gg_ray.elexon.times import DAY
 from serve.rediscache import LARGEST_BYTES, PREFIX, RedisCache
 
 HOUR = 60 * MINUTE
@@ -75,7 +77,7 @@ class Week:
 
     def days(self, stream: str) -> list[date]:
         self._check()
-        return sorted({row.at.date() for row in self.rows.values()})
+        return sorted({row.at.date() for row in self.rows.values() if STREAMS[stream].row is type(row)})
 
     def merge(self, stream: str, rows: Sequence[Row], fetched: datetime) -> int:
         self._check()
@@ -199,6 +201,33 @@ def test_falling_through_is_said_once_and_so_is_the_return(
         "FREQ: served from memory",
         "FREQ: live again from fake",
     ]
+
+
+def test_each_stream_falls_through_for_itself_and_a_window_nobody_holds_is_an_error(
+    cached: CachedSource, live: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    latest(cached)
+    live.error = Unavailable("503")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            latest(cached)
+        with pytest.raises(NothingStored, match="INDOD: live failed"):
+            asyncio.run(cached.latest("INDOD"))
+        with pytest.raises(NothingStored):
+            asyncio.run(cached.fetch("FREQ", T0 - 30 * DAY, T0 - 30 * DAY))
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["FREQ"]
+
+
+def test_the_week_is_a_day_store_and_no_other_is_trimmed(live: Source, clock: FakeClock, tmp_path: Path) -> None:
+    history, week = DayStore(tmp_path), DayStore(tmp_path / "week")
+    for store in (history, week):
+        store.write("FREQ", (T0 - 30 * DAY).date(), [], T0)
+    cached = CachedSource(live, cache=MemoryCache(clock=clock), store=week, now=clock.now)
+    first = latest(cached)
+    assert (history.days("FREQ"), week.days("FREQ")) == ([(T0 - 30 * DAY).date()], [T0.date()])
+    live.error = Unavailable("503")
+    again = asyncio.run(CachedSource(live, store=week, now=clock.now).latest("FREQ"))  # after a restart
+    assert (again.rows, again.origin) == (first.rows, "cache")
 
 
 def test_an_empty_live_answer_does_not_replace_what_is_remembered(live: Source, clock: FakeClock) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from elexon_rows import DATA, fuelhh_year, real, with_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +20,6 @@ from gg_ray.elexon.history import HistoryError, read_any, sample
 from gg_ray.elexon.scans import from_columns
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.tables import parse_date
-
-DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
-with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 
 
 def ns(text: str) -> int:
@@ -110,7 +107,7 @@ def test_demands_survive_the_shifted_label(tmp_path_factory: pytest.TempPathFact
 def test_real_years_as_their_provenance_says(
     year: int, rows: int, shifted: int, blank: int, edges: tuple[str, str]
 ) -> None:
-    history = read_any(DATA / "elexon_fuelhh_indo" / f"fuelhh_{year}.csv")
+    history = fuelhh_year(year)
     assert history.t0_ns.size == rows
     assert history.counts["shifted_label"] == history.shifted.size == shifted
     assert history.counts["blank_indo"] == np.isnan(history.channel("INDO")).sum() == blank
@@ -176,8 +173,7 @@ def test_real_june_2024_is_whole_and_its_means_are_those_of_fuelhh() -> None:
     dead = scans.t0_ns[scans.all_zero]
     assert (dead.size, dead[0], dead[-1]) == (7, ns("2024-06-04T12:35"), ns("2024-06-04T13:05"))
     half, means = (
-        from_columns([table], 1800, ns("2024-06-01"), ns("2024-07-01"))
-        for table in (read_any(DATA / "elexon_fuelhh_indo" / "fuelhh_2024.csv"), five)
+        from_columns([table], 1800, ns("2024-06-01"), ns("2024-07-01")) for table in (fuelhh_year(2024), five)
     )
     off = np.abs(half.channel("CCGT") - means.channel("CCGT"))
     assert np.median(off) <= 1
@@ -193,7 +189,7 @@ def test_legacy_form_is_unknown_where_it_was_clipped_and_starts_when_its_label_s
     assert np.nanmin(legacy.channel("PS")) > 0
     assert legacy.counts["clipped_unknown"] == 1_757
     assert np.all(legacy.channel("COAL") == 0)  # a fuel that was 0 is 0
-    half = read_any(DATA / "elexon_fuelhh_indo" / "fuelhh_2019.csv")
+    half = fuelhh_year(2019)
     means = from_columns([legacy], 1800, ns("2019-07-01"), ns("2019-07-02"))
     record = from_columns([half], 1800, ns("2019-07-01"), ns("2019-07-02"))
     off = np.abs(means.channel("CCGT") - record.channel("CCGT"))
@@ -301,10 +297,10 @@ def test_real_low_voltage_files() -> None:
     path = DATA / "lv" / "LCL_block_62_3households_2013-2014.csv"
     with pytest.raises(HistoryError, match="2013-03-31 01:30:00"):
         read_any(path, zone="Europe/London")  # a time that London's clocks skip: the meters ran on GMT all year
-    homes = read_any(path, zone="UTC")
+    homes = real(f"lv/{path.name}", "UTC")
     assert (len(homes.channels), homes.t0_ns.size, homes.unit) == (3, 20_305, "kWh")
     assert np.nanmax(homes.value_HC) == pytest.approx(4.19, abs=0.01)
-    feeders = read_any(DATA / "lv" / "ssen_lv_feeder_sample_2025-10-18.csv")
+    feeders = real("lv/ssen_lv_feeder_sample_2025-10-18.csv", "UTC")
     assert (len(feeders.channels), feeders.t0_ns.size) == (30, 1)
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, fuels, half_hours, label, wobble, z
-from elexon_server import HTML, ElexonServer, Reply, ok, problem, zipped
+from elexon_server import HTML, ElexonServer, Reply, client, ok, problem, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited, Unavailable, UnknownStream
 from gg_ray.elexon.failed import FailedFolder
-from gg_ray.elexon.http import HttpClient, HttpLimits
+from gg_ray.elexon.http import HttpClient
 from gg_ray.elexon.insights import InsightsSource, requests_of
-from gg_ray.elexon.limits import Circuit, Retry, TokenBucket
+from gg_ray.elexon.limits import Circuit, Retry
 from gg_ray.elexon.source import STREAMS, GridSource
 
 Result = TypeVar("Result")
@@ -34,24 +34,11 @@ HOUR = 60 * MINUTE
 def server() -> Iterator[ElexonServer]:
     with ElexonServer().running() as server:
         yield server
-    assert server.violations == []
 
 
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock(T0 + 12 * HOUR)
-
-
-def client(server: ElexonServer, clock: FakeClock, **limits: Any) -> HttpClient:
-    return HttpClient(
-        server.base_url,
-        limits=HttpLimits(**limits),
-        bucket=TokenBucket(clock=clock, sleep=clock.sleep),
-        clock=clock,
-        sleep=clock.sleep,
-        now=clock.now,
-        rng=random.Random(1),
-    )
 
 
 @pytest.fixture

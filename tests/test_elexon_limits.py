@@ -7,7 +7,7 @@ import random
 from datetime import UTC, datetime
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
-from elexon_clock import FakeClock
+from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
-from elexon_server import ElexonServer, problem
+from elexon_server import ElexonServer, client, problem
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
 from gg_ray.elexon.http import HttpClient
@@ -53,16 +53,14 @@ def sample(name: str) -> list[dict[str, Any]]:
 def server() -> Iterator[ElexonServer]:
     with ElexonServer().running() as server:
         yield server
-    assert server.violations == []
 
 
 def fetch(server: ElexonServer, name: str, start: datetime, end: datetime) -> Fetched:
     clock = FakeClock(end)
 
     async def work() -> Fetched:
-        http = HttpClient(server.base_url, bucket=TokenBucket(clock=clock, sleep=clock.sleep), clock=clock,
-                          sleep=clock.sleep, now=clock.now)  # fmt: skip
-        source = ElexonDataPortalSource(InsightsSource(server.base_url, http=http, now=clock.now), now=clock.now)
+        insights = InsightsSource(server.base_url, http=client(server, clock), now=clock.now)
+        source = ElexonDataPortalSource(insights, now=clock.now)
         try:
             return await source.fetch(name, start, end)
         finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,20 +9,20 @@ from typing import Any
 
 import pytest
 from elexon_fakes import FakeClock, FakeSource, run
+from elexon_rows import DATA, with_data
 
 from gg_ray.config import ConfigError
 from gg_ray.elexon import feeding
-from gg_ray.elexon.errors import BadRequest, NotCarried, Unavailable
+from gg_ray.elexon.cache import CachedSource
+from gg_ray.elexon.errors import NotCarried, Unavailable
 from gg_ray.elexon.fetch import fetch_history
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.rows import DemandRow, FuelRow
 from gg_ray.elexon.source import Fetched, GridSource, stream_of
-from gg_ray.elexon.sources import FallbackSource, make_source
+from gg_ray.elexon.sources import make_source
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
 
-DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
-with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 JUNE = DATA / "elexon_fuelinst_5min" / "fuelinst_2024-06.parquet"
 START = datetime(2024, 6, 3, tzinfo=UTC)
 DAY, SLOT = timedelta(days=1), timedelta(minutes=5)
@@ -102,14 +100,14 @@ def test_shift_moves_times_and_labels_and_stays_a_replay(store: DayStore) -> Non
 
 def test_speed_waits_on_the_clock_and_inf_does_not(store: DayStore) -> None:
     clock = FakeClock(datetime(2030, 1, 1, tzinfo=UTC))
-    slow = ReplaySource(store, speed=60, start=START, clock=clock.monotonic, sleep=clock.sleep)
+    slow = ReplaySource(store, speed=60, start=START, clock=clock, sleep=clock.sleep)
     assert len(said(slow, start=START, end=START + timedelta(minutes=30))) == 6
     assert sum(clock.slept) == pytest.approx(30)
     assert slow.now() == START + timedelta(minutes=30)
     found = run(slow.latest("FUELINST"))
     assert max(row.start for row in found.rows if isinstance(row, FuelRow)) == START + timedelta(minutes=25)
     clock.slept.clear()
-    assert len(said(ReplaySource(store, clock=clock.monotonic, sleep=clock.sleep))) == 576
+    assert len(said(ReplaySource(store, clock=clock, sleep=clock.sleep))) == 576
     assert clock.slept == []
     with pytest.raises(ValueError, match="more than 0"):
         ReplaySource(store, speed=0)
@@ -222,10 +220,10 @@ def test_polls_follow_their_marks_with_jitter() -> None:
     assert timedelta(0) < freq - now <= timedelta(seconds=160)
 
 
-def test_a_week_of_polling_holds_no_more_than_its_horizon() -> None:
+def test_half_a_day_of_polling_holds_no_more_than_its_horizon() -> None:
     clock = FakeClock(START)
     feed = feeding.Feed(("FUELINST",), 300)
-    polled(FakeSource(clock), clock, 24 * 60, feed)
+    polled(FakeSource(clock), clock, 12 * 60, feed)
     assert len(feed._held["FUELINST"]) <= 2 * (feeding.HORIZON // SLOT + 1)
     assert len(feed._said) <= feeding.HORIZON // SLOT + 1
 
@@ -251,33 +249,8 @@ def test_names_and_their_misspellings(store: DayStore) -> None:
         make_source("replay")
 
 
-def test_auto_falls_through_with_one_line_and_says_when_it_is_back(
-    store: DayStore, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    clock = FakeClock(START + DAY)
-    live = FakeSource(clock)
-    auto = FallbackSource(live, store)
-    assert run(auto.fetch("FUELINST", START, START)).origin == "live"
-    live.fails = lambda _stream, _start: Unavailable("503")
-    with caplog.at_level(logging.WARNING):
-        found = [run(auto.fetch("FUELINST", START, START)) for _ in range(3)]
-        newest = run(auto.latest("FUELINST"))
-    assert [f.origin for f in found] == ["cache"] * 3
-    assert newest.origin == "cache"
-    assert len(newest.rows) > 2
-    assert [record.getMessage() for record in caplog.records] == [
-        "FUELINST: served from the store, because fake failed: 503"
-    ]
-    live.fails = lambda _stream, _start: None
-    with caplog.at_level(logging.WARNING):
-        run(auto.fetch("FUELINST", START, START))
-    assert caplog.records[-1].getMessage() == "FUELINST: live again from fake"
-    live.fails = lambda _stream, _start: BadRequest("400")
-    with pytest.raises(BadRequest):
-        run(auto.fetch("FUELINST", START, START))
-    live.fails = lambda _stream, _start: Unavailable("503")
-    for empty in (FallbackSource(live, DayStore(tmp_path)), auto):
-        with pytest.raises(Unavailable):
-            run(empty.fetch("FUELINST", START - 30 * DAY, START - 30 * DAY))
-    with pytest.raises(Unavailable):
-        run(auto.latest("INDOD"))
+def test_auto_remembers_in_a_week_of_its_own(store: DayStore, tmp_path: Path) -> None:
+    week = DayStore(tmp_path / "week")
+    auto = make_source("auto", store=store, week=week)
+    assert isinstance(auto, CachedSource)
+    assert (auto.name, auto.store) == ("insights", week)

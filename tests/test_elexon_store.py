@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gg_ray.elexon import store as store_module
@@ -104,6 +104,7 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
+@settings(max_examples=20)  # each writes some days to the disk
 @given(ROWS, ROWS)
 def test_merge_is_idempotent_and_counts_news(
     tmp_path_factory: pytest.TempPathFactory, a: list[Row], b: list[Row]

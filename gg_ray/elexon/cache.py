@@ -1,8 +1,8 @@
 """A source that answers when the live one does not: a short cache, then a rolling week on disk, never silently.
 
-Flow:    elexon.insights (or portal, iris) -> [cache] -> serve.feed, commands
-Source:  docs/gb-data.md, cache and fallback
-Order:   live; the last answers of 5 minutes; the store's week. Whatever is not live says so: origin, stale_s.
+Flow:    elexon.insights, or any other source -> [cache] -> data_commands (feed --source auto)
+Source:  docs/gb-data.md, the named package and the closed API (auto)
+Order:   live; the last answers of 5 minutes; a week of its own on disk. Whatever is not live says so: origin, stale_s
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Protocol
 
 from gg_ray.elexon.errors import BadAnswer, ElexonError, NothingStored, RateLimited, Unavailable
-from gg_ray.elexon.http import utc_now
 from gg_ray.elexon.limits import Clock
 from gg_ray.elexon.parse import merge, parse, to_json
 from gg_ray.elexon.rows import Row
 from gg_ray.elexon.source import Fetched, GridSource, Health, Stream, stream_of
+from gg_ray.elexon.times import DAY, midnight, utc_now
 
 log = logging.getLogger(__name__)
 
 TTL_S = 300.0
 KEEP_DAYS = 7
 _FAILURES = (RateLimited, Unavailable, BadAnswer)
-"""Failures of the service; a wrong question (BadRequest, NotCarried, UnknownStream) is not answered from a store."""
+"""Failures of the service. A wrong question (BadRequest, NotCarried, UnknownStream) is not answered from memory."""
 
 
 class Cache(Protocol):
@@ -213,7 +213,7 @@ def _stored(
     days = store.days(stream.name)
     if not days:
         return now, now, []
-    midnight = datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC)
-    newest = max((row.at for row in store.read(stream.name, midnight, midnight + timedelta(days=1))), default=midnight)
-    start = newest - stream.overlap - stream.cadence
-    return start, newest, store.read(stream.name, start, newest)
+    begin = midnight(days[-1])
+    newest = max((row.at for row in store.read(stream.name, begin, begin + DAY)), default=begin)
+    start, end = stream.recent(newest)
+    return start, end, store.read(stream.name, start, end)

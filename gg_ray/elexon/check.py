@@ -1,7 +1,7 @@
 """Quality of a history or store: what is missing, dead, late, mislabelled or out of balance, counted and placed.
 
-Flow:    elexon.history, elexon.store -> [check] -> commands (table, JSON)
-Source:  docs/gb-data.md, laws and traps; r = sum of fuels + PS + sum of interconnectors - INDO
+Flow:    elexon.history, elexon.store -> [check] -> data_commands (table, JSON)
+Source:  docs/gb-data.md, traps; r = sum of fuels + PS + sum of interconnectors - INDO
 Shapes:  H periods of a table on its regular clock, missing ones as NaN
 Units:   MW, Hz, s
 
@@ -14,7 +14,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from gg_ray.elexon.rows import FUEL_TYPES, FUELS, INTERCONNECTOR_MW
 from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS, midnight_ns, periods_in_day, settlement_label
 from gg_ray.elexon.source import STREAMS, stream_of
 from gg_ray.elexon.store import DayStore
-from gg_ray.elexon.tables import SECOND_NS, iso
+from gg_ray.elexon.times import DAY, INSTANT, SECOND_NS, iso, midnight
 from gg_ray.records import F64, I64, Bool
 
 DEAD_MW = -6_000.0
@@ -109,9 +109,8 @@ def check_store(store: DayStore, stream: str) -> Quality:
     days = store.days(stream)
     if not days:
         return Quality(name=f"{store.root}: {stream}", form="store", period_s=0, rows=0, first_ns=None, last_ns=None)
-    start = datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC)
-    end = datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC) + timedelta(days=1, microseconds=-1)
-    found = check(store.read_columns(stream, start, end), stream_of(stream).lag)
+    end = midnight(days[-1]) + DAY - INSTANT
+    found = check(store.read_columns(stream, midnight(days[0]), end), stream_of(stream).lag)
     if damaged := store.damaged[stream]:
         found.counts["damaged_file"] = damaged
     return found

@@ -1,6 +1,6 @@
 """What can go wrong between Elexon and us: typed, each message names the stream, the thing and the way out.
 
-Flow:    elexon sources -> [errors] -> commands, serve.feed
+Flow:    every source of elexon -> [errors] -> data_commands
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from gg_ray.elexon.settlement import HALF_HOUR_NS, midnight_ns, periods_in_day
-from gg_ray.elexon.tables import SECOND_NS, HistoryError, csv_header, instants, numbers, parse_date, read_table
+from gg_ray.elexon.tables import HistoryError, csv_header, instants, numbers, parse_date, read_table
+from gg_ray.elexon.times import SECOND_NS, aware, ns_of
 
 RECORD = "stability-2019-event.toml"
 """The cited record, beside the swing-model input that counts its seconds from the record's fault."""
@@ -110,10 +110,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _ns(path: Path, name: str, text: str) -> int:
-    try:
-        t = datetime.fromisoformat(text)
-    except ValueError:
-        t = None
-    if t is None or t.tzinfo is None:
+    t = aware(text)
+    if t is None:
         raise HistoryError(f"{path}: {name} = {text!r} is no time with an offset or Z")
-    return (t - datetime.fromtimestamp(0, tz=t.tzinfo)) // timedelta(microseconds=1) * 1000
+    return ns_of(t)

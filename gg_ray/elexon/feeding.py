@@ -1,6 +1,6 @@
-"""The feed of grid gb-balance: polls or replays streams and says each scan once, and again only when it changed.
+"""The feed of grid gb-balance: polled, pushed or replayed, it says each scan once, and again only when it changed.
 
-Flow:    a GridSource -> [feeding] -> one message per scan -> commands (stdout), serve.feed
+Flow:    a GridSource -> [feeding] -> one message per scan -> data_commands (standard output)
 Source:  docs/gb-data.md, the feed
 Message: {"schema": 1, "grid": "gb-balance", "t0", "step_s", "origin", "values", "missing", "late"}
     t0       start of the scan, ISO UTC;  step_s  its length, s
@@ -12,6 +12,7 @@ Message: {"schema": 1, "grid": "gb-balance", "t0", "step_s", "origin", "values",
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -22,21 +23,23 @@ from typing import Any
 import numpy as np
 
 from gg_ray.elexon.errors import ElexonError
+from gg_ray.elexon.iris import IrisSource
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.rows import FUEL_TYPES, Row
 from gg_ray.elexon.scans import CHANNEL_AT, NEVER, STEPS, Scans, scans_from
 from gg_ray.elexon.source import Fetched, GridSource, Origin, Stream, stream_of
-from gg_ray.elexon.store import key_of, latest_of, time_of
-from gg_ray.elexon.tables import SECOND_NS
+from gg_ray.elexon.store import latest_of
+from gg_ray.elexon.times import SECOND_NS, iso, ns_of, z
 
 SCHEMA = 1
 GRID = "gb-balance"
-STREAMS = ("FUELINST", "DEMAND", "FREQ")
 HORIZON = timedelta(hours=7)
 """Rows kept while polling: more than the longest overlap, 6 h."""
 JITTER_S = 10.0
 """Polls are up to so much later than due, so that many feeds do not ask in step."""
 LATE_S = 60
+TICK_S = 30.0
+"""How often a pushed feed looks for scans that silence has made late."""
 _WORST: tuple[Origin, ...] = ("live", "cache", "replay", "simulated")
 _CHUNK = timedelta(days=1)
 _CHANNELS_OF = {
@@ -44,6 +47,13 @@ _CHANNELS_OF = {
     "FREQ": ("FREQ",),
 }  # fmt: skip
 Emit = Callable[[dict[str, Any]], None]
+
+
+def usual(carried: Sequence[str]) -> tuple[str, ...]:
+    """The streams of a feed that names none: the finest there are of fuels, demands and frequency."""
+    fuels = ("FUELINST",) if "FUELINST" in carried else ("FUELHH",)
+    demands = ("DEMAND",) if "DEMAND" in carried else ("INDO", "ITSDO")
+    return tuple(name for name in (*fuels, *demands, "FREQ") if name in carried)
 
 
 def fed(streams: Sequence[str]) -> list[Stream]:
@@ -79,7 +89,7 @@ def messages(scans: Scans, streams: Sequence[Stream], origin: Origin) -> Iterato
                     if scans.age_SC[i, at] != NEVER:
                         late[name] = int(scans.age_SC[i, at]) * step_s
         yield {
-            "schema": SCHEMA, "grid": GRID, "t0": _iso(t0_ns), "step_s": step_s, "origin": origin, "values": values,
+            "schema": SCHEMA, "grid": GRID, "t0": iso(t0_ns), "step_s": step_s, "origin": origin, "values": values,
             "missing": missing, "late": late,
         }  # fmt: skip
 
@@ -106,7 +116,7 @@ async def replay(
         # the rows of some hours before give every channel its age
         rows = {s.name: (await source.fetch(s.name, start - HORIZON, stop)).rows for s in found}
         scans = scans_from(rows, step_s, start - HORIZON, stop)
-        scans = scans[int(np.searchsorted(scans.t0_ns, _ns(start))) :]
+        scans = scans[int(np.searchsorted(scans.t0_ns, ns_of(start))) :]
         for message in messages(scans, found, "replay"):
             await source.wait_until(datetime.fromisoformat(message["t0"]) + timedelta(seconds=step_s))
             emit(message)
@@ -129,7 +139,7 @@ class Feed:
         if step_s not in STEPS:
             raise ValueError(f"step {step_s} s; scans run on {', '.join(map(str, STEPS))} s")
         self.streams, self.step_s = fed(streams), step_s
-        self._held: dict[str, dict[tuple[datetime, str], Row]] = {stream.name: {} for stream in self.streams}
+        self._held: dict[str, dict[tuple[Any, ...], Row]] = {stream.name: {} for stream in self.streams}
         self._origin: dict[str, Origin] = {}
         self._said: dict[str, str] = {}
         fast = [stream for stream in self.streams if stream.cadence.total_seconds() <= step_s] or self.streams
@@ -142,7 +152,7 @@ class Feed:
         """Keep the rows of one answer; an older publication never replaces a newer one."""
         held = self._held[fetched.stream]
         for row in fetched.rows:
-            key = key_of(row)
+            key = row.key
             held[key] = row if key not in held else latest_of((held[key], row))[key]
         self._origin[fetched.stream] = fetched.origin
 
@@ -150,13 +160,13 @@ class Feed:
         """Messages of the scans that are over by now and are new or changed, oldest first."""
         oldest = now - HORIZON
         for held in self._held.values():
-            for key in [key for key, row in held.items() if time_of(row) < oldest]:
+            for key in [key for key, row in held.items() if row.at < oldest]:
                 del held[key]
         if not self._origin:
             return []
         scans = scans_from({name: list(held.values()) for name, held in self._held.items()}, self.step_s, oldest, now)
         # the last scan is not over; the first half-hour lacks rows that were dropped, which is no news
-        over = int(np.searchsorted(scans.t0_ns + self.step_s * SECOND_NS, _ns(now), side="right"))
+        over = int(np.searchsorted(scans.t0_ns + self.step_s * SECOND_NS, ns_of(now), side="right"))
         begin = 1800 // self.step_s + 1
         origin = max(self._origin.values(), key=_WORST.index)
         out = []
@@ -170,7 +180,7 @@ class Feed:
             if message["values"] or datetime.fromisoformat(message["t0"]) + self._patience <= now:
                 self._said[message["t0"]] = content
                 out.append(message)
-        floor = _iso(_ns(oldest))
+        floor = z(oldest)
         for t0 in [t0 for t0 in self._said if t0 < floor]:
             del self._said[t0]
         return out
@@ -205,6 +215,49 @@ async def poll(
         await sleep(max(0.0, (min(due.values()) - now()).total_seconds()))
 
 
+async def push(
+    source: IrisSource, feed: Feed, emit: Emit, *, once: bool = False, now: Callable[[], datetime],
+    until: datetime | None = None, tick_s: float = TICK_S,
+) -> int:  # fmt: skip
+    """Say the news that a queue brings, and each tick what silence makes news; until the queue ends, once or until.
+
+    A message is settled when every scan that its rows lie in was said; until then a crash gives it back.
+    Returns: how many scans were said.  Raises: Unavailable when the queue breaks off; NotCarried.
+    """
+    for stream in feed.streams:
+        source.carried(stream.name)
+    messages, said = source.messages(), 0
+
+    def say() -> datetime:
+        nonlocal said
+        t = now()
+        for message in feed.news(t):
+            emit(message)
+            said += 1
+        return _floor(t, feed.step_s)
+
+    async def produce(fetched: Fetched) -> datetime:
+        if stream_of(fetched.stream) in feed.streams:
+            feed.take(fetched)
+        return say()
+
+    taking = asyncio.ensure_future(source.take(messages, produce))
+    try:
+        while True:
+            await asyncio.wait({taking}, timeout=tick_s)
+            settled = taking.done()
+            if settled and not taking.result():
+                return said
+            say()
+            if (once and said and settled) or (until is not None and now() >= until):
+                return said
+            if settled:
+                taking = asyncio.ensure_future(source.take(messages, produce))
+    finally:
+        taking.cancel()
+        await asyncio.wait({taking})
+
+
 def next_poll(stream: Stream, now: datetime, rng: random.Random) -> datetime:
     """When to ask next: the next mark of the stream's poll interval, its lag and a jitter later.
 
@@ -218,11 +271,3 @@ def next_poll(stream: Stream, now: datetime, rng: random.Random) -> datetime:
 
 def _floor(t: datetime, step_s: int) -> datetime:
     return datetime.fromtimestamp(t.timestamp() // step_s * step_s, tz=UTC)
-
-
-def _iso(t_ns: int) -> str:
-    return datetime.fromtimestamp(t_ns // SECOND_NS, tz=UTC).isoformat().replace("+00:00", "Z")
-
-
-def _ns(t: datetime) -> int:
-    return int(t.timestamp()) * SECOND_NS

@@ -1,7 +1,7 @@
 """Histories from a source into the store: windows oldest first, resumed from what is there, gaps counted at the end.
 
-Flow:    a GridSource -> [fetch] -> elexon.store; commands (data fetch, data sync)
-Source:  docs/gb-data.md, client behaviour (history)
+Flow:    a GridSource -> [fetch] -> elexon.store; data_commands (fetch, sync)
+Source:  docs/gb-data.md, commands
 Units:   UTC days
 
 Polite by construction: one request at a time, none for a day that is whole or will not change, and as few as the
@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from gg_ray.elexon.errors import ElexonError
 from gg_ray.elexon.source import GridSource, Stream, stream_of
-from gg_ray.elexon.store import DayStore, time_of
+from gg_ray.elexon.store import DayStore
+from gg_ray.elexon.times import DAY, INSTANT, midnight, utc_now
 
 SETTLED = timedelta(days=3)
 """A day that was asked for so long after its end is not asked for again, whole or not: late bursts took hours."""
-_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Summary:
 
 async def fetch_history(
     source: GridSource, stream: str, start: datetime, end: datetime, store: DayStore,
-    progress: Callable[[Progress], None] | None = None, *, now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    progress: Callable[[Progress], None] | None = None, *, now: Callable[[], datetime] = utc_now,
 ) -> Summary:  # fmt: skip
     """Bring [start, end] of a stream into the store, whole UTC days, oldest first.
 
@@ -90,9 +90,9 @@ async def fetch_history(
     summary = Summary(stream=known.name, skipped=len(days) - len(todo))
     windows = list(_windows(known, todo))
     for i, (begin, stop) in enumerate(windows):
-        upto = min(_midnight(stop) + _DAY - timedelta(microseconds=1), now())
+        upto = min(midnight(stop) + DAY - INSTANT, now())
         try:
-            fetched = await source.fetch(known.name, _midnight(begin), upto)
+            fetched = await source.fetch(known.name, midnight(begin), upto)
         except ElexonError as error:
             summary.error = f"{begin} to {stop}: {error}"
             break
@@ -101,19 +101,19 @@ async def fetch_history(
         summary.rejects += len(fetched.rejects)
         summary.counts += fetched.counts
         # a window closed at both ends may bring the first row of the next day: it would look like a day begun
-        rows = [row for row in fetched.rows if begin <= time_of(row).date() <= stop]
+        rows = [row for row in fetched.rows if begin <= row.at.date() <= stop]
         at = now()
         news = store.merge(known.name, rows, at)
-        got = {time_of(row).date() for row in rows}
+        got = {row.at.date() for row in rows}
         for day in (begin + timedelta(days=k) for k in range((stop - begin).days + 1)):
             if day not in got:  # remember that nothing was there to be had
-                held = store.read(known.name, _midnight(day), _midnight(day) + _DAY - timedelta(microseconds=1))
+                held = store.read(known.name, midnight(day), midnight(day) + DAY - INSTANT)
                 store.write(known.name, day, held, at)
         summary.news += news
         if progress is not None:
             progress(
                 Progress(
-                    stream=known.name, start=_midnight(begin), end=upto, done=i + 1, total=len(windows), news=news
+                    stream=known.name, start=midnight(begin), end=upto, done=i + 1, total=len(windows), news=news
                 )
             )  # fmt: skip
     _count_gaps(summary, store, known, days, now())
@@ -137,13 +137,13 @@ async def sync(
 
 def slots_due(stream: Stream) -> int | None:
     """Periods of a UTC day; None for warnings, which come as they are issued."""
-    return None if stream.name == "WARNINGS" else int(_DAY / stream.cadence)
+    return None if stream.name == "WARNINGS" else int(DAY / stream.cadence)
 
 
 def is_done(store: DayStore, stream: Stream, day: date, now: datetime) -> bool:
     """Whether a day need not be asked for: over, and whole or settled when it was last fetched."""
     info = store.info(stream.name, day)
-    over = _midnight(day) + _DAY
+    over = midnight(day) + DAY
     if info is None or now < over or info.fetched < over:
         return False
     # a partial batch lacks codes, so that the rows are no multiple of the slots
@@ -153,10 +153,10 @@ def is_done(store: DayStore, stream: Stream, day: date, now: datetime) -> bool:
 
 def _windows(stream: Stream, days: Sequence[date]) -> Iterator[tuple[date, date]]:
     """Runs of consecutive days, none longer than one request may be."""
-    longest = max(1, stream.longest // _DAY)
+    longest = max(1, stream.longest // DAY)
     begin = 0
     for i in range(1, len(days) + 1):
-        if i == len(days) or i - begin == longest or days[i] - days[i - 1] != _DAY:
+        if i == len(days) or i - begin == longest or days[i] - days[i - 1] != DAY:
             yield days[begin], days[i - 1]
             begin = i
 
@@ -167,13 +167,9 @@ def _count_gaps(summary: Summary, store: DayStore, stream: Stream, days: Sequenc
     if a_day is None:
         return
     for day in days:
-        passed = (now - stream.lag - _midnight(day)) // stream.cadence
+        passed = (now - stream.lag - midnight(day)) // stream.cadence
         due = max(0, min(a_day, passed))
         info = store.info(stream.name, day)
         summary.due += due
         if (gone := due - (0 if info is None else info.slots)) > 0:
             summary.missing[day] = gone
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), tzinfo=UTC)

@@ -18,7 +18,8 @@ import numpy as np
 
 from gg_ray.elexon.rows import FUELS, INTERCONNECTOR_MW
 from gg_ray.elexon.settlement import settlement_label, settlement_start_ns
-from gg_ray.elexon.tables import HistoryError, Table, instants, iso, labels, numbers, read_table
+from gg_ray.elexon.tables import HistoryError, Table, instants, labels, numbers, read_table
+from gg_ray.elexon.times import iso
 from gg_ray.records import F64, I64
 
 INTERCONNECTORS = tuple(sorted(INTERCONNECTOR_MW))

@@ -25,7 +25,8 @@ from gg_ray.elexon.halfhours import read_half_hours
 from gg_ray.elexon.rows import FUEL_TYPES, INTERCONNECTOR_MW
 from gg_ray.elexon.scans import CHANNEL_AT, CHANNELS, Columns, pivot
 from gg_ray.elexon.settlement import settlement_label, settlement_start_ns
-from gg_ray.elexon.tables import SECOND_NS, HistoryError, Table, csv_header, instants, labels, numbers, read_table
+from gg_ray.elexon.tables import HistoryError, Table, csv_header, instants, labels, numbers, read_table
+from gg_ray.elexon.times import SECOND_NS
 from gg_ray.records import F64, I64
 
 __all__ = ["History", "HistoryError", "UnknownForm", "read_any", "sample"]

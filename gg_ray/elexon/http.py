@@ -1,7 +1,7 @@
 """One GET against one host: limited, timed, bounded, asked again when that helps, and typed when it fails.
 
 Flow:    elexon.insights -> [http] -> the service -> bytes -> elexon.parse
-Source:  docs/gb-data.md, client behaviour; docs/adr/0013-elexon-client.md
+Source:  docs/gb-data.md, limits; docs/adr/0013-elexon-client.md
 Limits:  connect 5 s, read 20 s, 60 s for the whole answer, 20 MB unpacked, no redirect off the host
 """
 
@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -23,6 +23,7 @@ import httpx
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited, Unavailable
 from gg_ray.elexon.limits import HOSTS, Circuit, Clock, Retry, Sleep, TokenBucket, retry_after_s
+from gg_ray.elexon.times import utc_now
 
 USER_AGENT = "grid-guardian/0.1 (research; python-httpx)"
 REDIRECTS = 3
@@ -31,10 +32,6 @@ _REFUSED = frozenset((400, 404, 405, 410, 413, 414, 422))
 """Our question is wrong; the same question gets the same answer."""
 _CLOSED = frozenset((401, 403, 451))
 """The service answers, but not to us (abroad, at times): not asked again, but the store may serve."""
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

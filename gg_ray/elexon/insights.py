@@ -1,6 +1,6 @@
 """The Insights API as a source: each stream asked the way it wants to be asked, checked, cut and joined.
 
-Flow:    commands, serve.feed, elexon.cache -> [insights] -> elexon.http -> elexon.parse -> Fetched
+Flow:    data_commands, elexon.cache -> [insights] -> elexon.http -> elexon.parse -> Fetched
 Source:  https://data.elexon.co.uk/bmrs/api/v1, schema of June 2026; docs/gb-data.md
 """
 
@@ -15,11 +15,12 @@ from pathlib import Path
 
 from gg_ray.elexon.errors import BadAnswer, ElexonError
 from gg_ray.elexon.failed import FailedFolder
-from gg_ray.elexon.http import HttpClient, utc_now
+from gg_ray.elexon.http import HttpClient
 from gg_ray.elexon.parse import Asked, merge, read
 from gg_ray.elexon.rows import WarningRow
 from gg_ray.elexon.settlement import LONDON
 from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of, utc_window
+from gg_ray.elexon.times import DAY, utc_now, z
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def requests_of(stream: Stream, start: datetime, end: datetime) -> list[Request]
     return [
         Request(
             path=stream.path,
-            params={names[0]: _text(low), names[1]: _text(high), "format": "json"},
+            params={names[0]: z(low), names[1]: z(high), "format": "json"},
             asked=Asked(start=low, end=high, by_publish=by_publish, slack=slack),
         )
         for low, high in _pieces(start, until, stream.longest)
@@ -106,8 +107,7 @@ class InsightsSource:
 
     async def latest(self, stream: str) -> Fetched:
         """Rows of the last overlap span (and one period more), up to now.  Raises: ElexonError."""
-        asked, now = stream_of(stream), self._now()
-        return await self.fetch(stream, now - asked.overlap - asked.cadence, now)
+        return await self.fetch(stream, *stream_of(stream).recent(self._now()))
 
     async def health(self) -> Health:
         """Asks how many FREQ samples the service has; usable when it has any."""
@@ -137,15 +137,15 @@ class InsightsSource:
 def _settlement(stream: Stream, start: datetime, end: datetime) -> Iterator[Request]:
     first, last = start.astimezone(LONDON).date(), end.astimezone(LONDON).date()
     while first <= last:
-        stop = min(last, first + stream.longest - timedelta(days=1))
-        midnights = [datetime.combine(day, time(), LONDON).astimezone(UTC) for day in (first, stop + timedelta(days=1))]
+        stop = min(last, first + stream.longest - DAY)
+        midnights = [datetime.combine(day, time(), LONDON).astimezone(UTC) for day in (first, stop + DAY)]
         yield Request(
             path=stream.path,
             params={"settlementDateFrom": first.isoformat(), "settlementDateTo": stop.isoformat(), "format": "json"},
             # a label may be one period off at either end of the day (2019, 2021)
             asked=Asked(start=midnights[0], end=midnights[1] - stream.cadence, slack=stream.cadence),
         )
-        first = stop + timedelta(days=1)
+        first = stop + DAY
 
 
 def _pieces(start: datetime, end: datetime, longest: timedelta) -> Iterator[tuple[datetime, datetime]]:
@@ -155,7 +155,3 @@ def _pieces(start: datetime, end: datetime, longest: timedelta) -> Iterator[tupl
         if stop >= end:
             return
         start = stop
-
-
-def _text(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape
 
 from gg_ray.elexon.rows import DailyDemandRow, DemandRow, FrequencyRow, FuelRow, OneDemandRow, Row
 from gg_ray.elexon.settlement import settlement_label
+from gg_ray.elexon.times import ns_of
 
 DATE, PERIOD, LOCAL = "startTimeOfHalfHrPeriod", "settlementPeriod", "local_datetime"
 _NO_FUEL = frozenset((LOCAL, "recordType", DATE, "settlementDate", PERIOD, "activeFlag"))
@@ -99,7 +100,7 @@ def _text(value: int | None) -> str:
 
 
 def _label(start: datetime) -> Item:
-    day, period = settlement_label(int(start.timestamp()) * 1_000_000_000)
+    day, period = settlement_label(ns_of(start))
     return {DATE: day.isoformat(), PERIOD: str(period)}
 
 

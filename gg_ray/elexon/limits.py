@@ -1,7 +1,7 @@
 """How often we may ask, when to ask again, and when to stop asking: token bucket, retry policy, circuit breaker.
 
 Flow:    elexon.http -> [limits] -> the service
-Source:  docs/gb-data.md, client behaviour; docs/adr/0013-elexon-client.md on why this is our own code
+Source:  docs/gb-data.md, limits; docs/adr/0013-elexon-client.md on why this is our own code
 Time:    every clock and sleep is an argument, so tests run on a fake one; seconds of a monotonic clock
 """
 

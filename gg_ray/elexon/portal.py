@@ -1,6 +1,7 @@
 """ElexonDataPortal as a source: the unmodified package on today's data, through a shim at its two weak points.
 
-Flow:    commands -> [portal] -> ElexonDataPortal -> shim -> elexon.insights; archived XML -> [portal: read_legacy_xml]
+Flow:    elexon.sources -> [portal] -> ElexonDataPortal -> shim -> elexon.insights
+         archived XML -> [portal: read_legacy_xml] -> rows
 Source:  ElexonDataPortal 2.0.16 (October 2022); docs/gb-data.md, the named package and the closed API
 
 The API that the package asks, api.bmreports.com, was shut on 2024-05-31. Inside `carried` the package's `requests` is
@@ -22,12 +23,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
-from gg_ray.elexon.http import utc_now
 from gg_ray.elexon.legacy_xml import LEGACY, envelope, items_of, rows_of
-from gg_ray.elexon.parse import EVER, NEVER, parse
+from gg_ray.elexon.parse import EVER, parse
 from gg_ray.elexon.repair import OF_THE_ROWS
 from gg_ray.elexon.settlement import LONDON
 from gg_ray.elexon.source import STREAMS, Fetched, GridSource, Health, stream_of, utc_window
+from gg_ray.elexon.times import DAY, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +138,7 @@ def read_legacy_xml(text: str, stream: str | None = None) -> Fetched:
     clipped = [row for row in rows if row.get("generation") == 0 and row["fuelType"].startswith(("PS", "INT"))]
     for row in clipped:
         row["generation"] = None
-    fetched = parse(held, json.dumps(rows).encode(), EVER, NEVER, origin="replay")
+    fetched = parse(held, json.dumps(rows).encode(), *EVER, origin="replay")
     if clipped:
         fetched.counts["clipped"] = len(clipped)
     if fetched.rows:
@@ -186,8 +187,7 @@ class ElexonDataPortalSource:
         return fetched
 
     async def latest(self, stream: str) -> Fetched:
-        asked, now = stream_of(stream), self._now()
-        return await self.fetch(stream, now - asked.overlap - asked.cadence, now)
+        return await self.fetch(stream, *stream_of(stream).recent(self._now()))
 
     async def health(self) -> Health:
         if find_spec(PACKAGE) is None:
@@ -233,7 +233,7 @@ def _window(stream: str, params: Mapping[str, str]) -> tuple[datetime, datetime]
     try:
         low, high = params[f"From{kind}"], params[f"To{kind}"]
         if LEGACY[stream].by_day:
-            stop = datetime.combine(date.fromisoformat(high) + timedelta(days=1), time(), LONDON)
+            stop = datetime.combine(date.fromisoformat(high) + DAY, time(), LONDON)
             start = datetime.combine(date.fromisoformat(low), time(), LONDON)
             return start.astimezone(UTC), stop.astimezone(UTC) - timedelta(seconds=1)
         start, end = datetime.fromisoformat(low), datetime.fromisoformat(high)

@@ -17,9 +17,10 @@ from typing import cast
 
 import numpy as np
 
-from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, PeriodRow, Row
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.source import Reject, Stream
+from gg_ray.elexon.times import SECOND_NS, ns_of
 from gg_ray.records import F64
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ def repair(stream: Stream, rows: Sequence[Row], counts: Counter[str]) -> tuple[l
         kept, rejects = _frequency(cast(list[FrequencyRow], kept), counts)
     if stream.by_fuel:
         _batches(stream, cast(list[FuelRow], kept), counts)
-    if "settlement_period" in stream.row.model_fields:
-        kept = _labelled(kept, counts)
-    if "start" in stream.row.model_fields or stream.row is FrequencyRow:
+    if issubclass(stream.row, PeriodRow):
+        kept = _labelled(cast(list[PeriodRow], kept), counts)
+    if issubclass(stream.row, PeriodRow | FrequencyRow):
         _grid(stream, kept, counts)
     return kept, rejects
 
@@ -79,17 +80,17 @@ def _one_per_key(rows: Sequence[Row], counts: Counter[str]) -> list[Row]:
 
 @lru_cache(maxsize=4096)
 def _label(start: datetime) -> tuple[date, int]:
-    return settlement_label(int(start.timestamp()) * 1_000_000_000)
+    return settlement_label(ns_of(start))
 
 
-def _labelled(rows: list[Row], counts: Counter[str]) -> list[Row]:
+def _labelled(rows: list[PeriodRow], counts: Counter[str]) -> list[Row]:
     """A label that disagrees with the start time is replaced: the SP48 rows of 2019 and 2021 carry the next day."""
-    out = []
+    out: list[Row] = []
     start, label = None, None
     for row in rows:
-        if row.at != start:
-            start, label = row.at, _label(row.at)
-        given = (row.settlement_date, row.settlement_period)  # type: ignore[attr-defined]  # every row of the stream
+        if row.start is not start:
+            start, label = row.start, _label(row.start)
+        given = (row.settlement_date, row.settlement_period)
         if given != label:
             counts["unlabelled" if given == (None, None) else "label_repaired"] += 1
             row = row.model_copy(update={"settlement_date": label[0], "settlement_period": label[1]})  # type: ignore[index]
@@ -100,12 +101,13 @@ def _labelled(rows: list[Row], counts: Counter[str]) -> list[Row]:
 def _grid(stream: Stream, rows: list[Row], counts: Counter[str]) -> None:
     """Counts rows off the stream's cadence (kept) and steps of it that have no row between the first and the last."""
     cadence_s = int(stream.cadence.total_seconds())
-    times = np.array([row.at.timestamp() for row in rows])
-    on_grid = times % cadence_s == 0
-    counts["off_grid"] += int((~on_grid).sum())
-    steps = np.unique(times[on_grid])
-    if steps.size:
-        counts["missing"] += int((steps[-1] - steps[0]) // cadence_s) + 1 - steps.size
+    rows_at = Counter(row.at for row in rows)
+    times = np.array([ns_of(at) for at in rows_at], dtype=np.int64)
+    on_grid = times % (cadence_s * SECOND_NS) == 0
+    counts["off_grid"] += int(np.array(list(rows_at.values()), dtype=np.int64)[~on_grid].sum())
+    if on_grid.any():
+        first, last = times[on_grid].min(), times[on_grid].max()
+        counts["missing"] += int((last - first) // (cadence_s * SECOND_NS)) + 1 - int(on_grid.sum())
 
 
 def _frequency(rows: list[FrequencyRow], counts: Counter[str]) -> tuple[list[Row], list[Reject]]:

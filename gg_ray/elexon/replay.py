@@ -1,7 +1,7 @@
 """Recorded hours as a source: files of the data folder or a store, at any speed, moved in time if asked.
 
-Flow:    elexon.history, elexon.store -> [replay] -> commands (feed), serve.feed, tests
-Source:  docs/gb-data.md, replay
+Flow:    elexon.history, elexon.store -> [replay] -> data_commands (feed)
+Source:  docs/gb-data.md, the feed
 Units:   speed is recorded seconds per second; inf does not wait
 
 Replayed rows say so (origin "replay") and raise no operator alarm. The same span gives the same rows, byte for byte.
@@ -13,21 +13,21 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from gg_ray.elexon.errors import NotCarried
 from gg_ray.elexon.history import History, read_any, sample
-from gg_ray.elexon.rows import FUEL_TYPES, DemandRow, FrequencyRow, FuelRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, DemandRow, FrequencyRow, FuelRow, PeriodRow, Row
 from gg_ray.elexon.scans import SAMPLE_S
 from gg_ray.elexon.settlement import settlement_label
 from gg_ray.elexon.source import STREAMS, Fetched, Health, stream_of
-from gg_ray.elexon.store import DayStore, time_of
+from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from gg_ray.elexon.times import DAY, at_ns, midnight, ns_of
 
 
 class ReplaySource:
@@ -72,12 +72,12 @@ class ReplaySource:
         for name in self.streams:
             if self._store is not None:
                 days = self._store.days(name)
-                first.append(datetime(days[0].year, days[0].month, days[0].day, tzinfo=UTC))
-                last.append(datetime(days[-1].year, days[-1].month, days[-1].day, tzinfo=UTC) + timedelta(days=1))
+                first.append(midnight(days[0]))
+                last.append(midnight(days[-1]) + DAY)
             else:
                 times = [table.t0_ns[i] for table in self._tables[name] for i in (0, -1)]
-                first.append(_time(min(times)))
-                last.append(_time(max(times)) + stream_of(name).cadence)
+                first.append(at_ns(min(times)))
+                last.append(at_ns(max(times)) + stream_of(name).cadence)
         return min(first) + self.shift, max(last) + self.shift
 
     def now(self) -> datetime:
@@ -101,10 +101,11 @@ class ReplaySource:
         if self._store is not None:
             rows = self._store.read(name, *window)
         else:
-            rows = sorted((row for table in self._tables[name] for row in rows_of(table, name, *window)), key=_order)
+            found = (row for table in self._tables[name] for row in rows_of(table, name, *window))
+            rows = sorted(found, key=attrgetter("key"))
         if self.shift:
             rows = [_moved(row, self.shift) for row in rows]
-        stale = max(0.0, (self.now() - time_of(rows[-1])).total_seconds()) if rows else 0.0
+        stale = max(0.0, (self.now() - rows[-1].at).total_seconds()) if rows else 0.0
         return Fetched(
             stream=name, start=start, end=end, rows=rows, origin="replay", stale_s=stale + self.shift.total_seconds()
         )
@@ -112,7 +113,7 @@ class ReplaySource:
     async def latest(self, stream: str) -> Fetched:
         """Rows of the stream's overlap before now() whose period is over."""
         known, now = stream_of(stream), self.now()
-        return await self.fetch(known.name, now - known.overlap - known.cadence, now - known.cadence)
+        return await self.fetch(known.name, known.recent(now)[0], now - known.cadence)
 
     async def health(self) -> Health:
         if not self.streams:
@@ -133,12 +134,12 @@ def rows_of(table: History, stream: str, start: datetime, end: datetime) -> Iter
 
     Settlement labels are derived from the start; publish times are those of the table, None where it has none.
     """
-    low, high = np.searchsorted(table.t0_ns, _ns(start)), np.searchsorted(table.t0_ns, _ns(end), side="right")
+    low, high = np.searchsorted(table.t0_ns, ns_of(start)), np.searchsorted(table.t0_ns, ns_of(end), side="right")
     names = [name for name in _CHANNELS_OF[stream] if name in table.channels]
     at = [table.channels.index(name) for name in names]
     published = table.published_ns_HC
     for i in range(int(low), int(high)):
-        t, values = _time(table.t0_ns[i]), table.value_HC[i, at].tolist()
+        t, values = at_ns(table.t0_ns[i]), table.value_HC[i, at].tolist()
         if stream == "FREQ":
             if math.isfinite(values[0]):
                 yield FrequencyRow.model_construct(time=t, frequency_hz=values[0])
@@ -157,7 +158,7 @@ def rows_of(table: History, stream: str, start: datetime, end: datetime) -> Iter
             if value is not None:
                 when = 0 if published is None else int(published[i, column])
                 yield FuelRow.model_construct(
-                    start=t, fuel=name, generation_mw=value, published=_time(when) if when else None,
+                    start=t, fuel=name, generation_mw=value, published=at_ns(when) if when else None,
                     settlement_date=day, settlement_period=period,
                 )  # fmt: skip
 
@@ -188,19 +189,7 @@ def _moved(row: Row, shift: timedelta) -> Row:
     """A row with every time of it moved and its settlement label derived anew."""
     times = {name: value + shift for name, value in row if isinstance(value, datetime)}
     out = row.model_copy(update=times)
-    if isinstance(out, FuelRow | DemandRow) and out.settlement_date is not None:
-        day, period = settlement_label(_ns(out.start))
+    if isinstance(out, PeriodRow) and out.settlement_date is not None:
+        day, period = settlement_label(ns_of(out.start))
         out = out.model_copy(update={"settlement_date": day, "settlement_period": period})
     return out
-
-
-def _order(row: Row) -> tuple[datetime, str]:
-    return time_of(row), row.fuel if isinstance(row, FuelRow) else ""
-
-
-def _time(t_ns: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=int(t_ns) // 1000)
-
-
-def _ns(t: datetime) -> int:
-    return (t - _EPOCH) // timedelta(microseconds=1) * 1000

@@ -1,6 +1,6 @@
 """Rows of the Elexon streams as typed records: what the service sends, checked field by field, units in the names.
 
-Flow:    JSON of a source -> [rows: parse] -> store, check, scans
+Flow:    JSON of a source -> parse -> [rows] -> store, check, scans
 Source:  Insights API schema of June 2026; docs/gb-data.md
 Units:   MW (means over the period unless said), MWh a day for INDOD, Hz; times are aware UTC
 
@@ -9,10 +9,24 @@ One reader for every origin: the pull API, the push queue and the legacy shim al
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, Strict
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+
+from gg_ray.elexon.times import midnight
 
 INTERCONNECTOR_MW = {
     "INTFR": 2000, "INTIFA2": 1000, "INTELEC": 1000, "INTNED": 1000, "INTNEM": 1000, "INTNSL": 1400, "INTVKL": 1400,
@@ -25,9 +39,22 @@ FUEL_TYPES = (*FUELS, *sorted(INTERCONNECTOR_MW))
 """Codes that FUELHH and FUELINST are known to carry. Another code is kept, counted and warned about, never dropped."""
 
 
-def _to_utc(value: datetime) -> datetime:
+_AWARE: TypeAdapter[datetime] = TypeAdapter(Annotated[AwareDatetime, Strict()])
+
+
+@lru_cache(maxsize=2048)
+def _utc_of(text: str) -> datetime:
+    """Cached: the twenty rows of a batch share two times, and every row then holds the same object."""
+    return _utc(_AWARE.validate_json(json.dumps(text)))
+
+
+def _utc(value: Any) -> datetime:
     try:
-        return value.astimezone(UTC)
+        if type(value) is str:
+            return _utc_of(value)
+        return _AWARE.validate_python(value).astimezone(UTC)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_url=False)[0]["msg"]) from None
     except OverflowError as error:  # year 1 or 9999 with an offset; pydantic makes a reject of a ValueError only
         raise ValueError("a time outside the calendar") from error
 
@@ -35,7 +62,7 @@ def _to_utc(value: datetime) -> datetime:
 LARGEST = 10_000_000
 """Bound of a whole number, MW or MWh, ten times a large day; beyond it a field has changed its meaning."""
 
-Utc = Annotated[AwareDatetime, Strict(), AfterValidator(_to_utc)]
+Utc = Annotated[AwareDatetime, BeforeValidator(_utc)]
 """Text with Z or an offset. Without either it is refused (the feed's zone is not known), and so is a number."""
 Whole = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 """Whole numbers only: a service that starts to send 1e3, true or "12" has changed its fields."""
@@ -58,12 +85,10 @@ class Row(BaseModel):
         return (self.at,)
 
 
-class FuelRow(Row):
-    """FUELHH (30-min mean) and FUELINST (5-min mean): generation of one fuel or interconnector, MW, import positive."""
+class PeriodRow(Row):
+    """A row about one period, which begins at `start`; its settlement label is derived from that, never believed."""
 
     start: Utc = Field(alias="startTime")
-    fuel: str = Field(alias="fuelType", min_length=1, max_length=32)
-    generation_mw: Whole | None = Field(alias="generation", default=None)
     published: Utc | None = Field(alias="publishTime", default=None)
     settlement_date: date | None = Field(alias="settlementDate", default=None)
     settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
@@ -71,6 +96,13 @@ class FuelRow(Row):
     @property
     def at(self) -> datetime:
         return self.start
+
+
+class FuelRow(PeriodRow):
+    """FUELHH (30-min mean) and FUELINST (5-min mean): generation of one fuel or interconnector, MW, import positive."""
+
+    fuel: str = Field(alias="fuelType", min_length=1, max_length=32)
+    generation_mw: Whole | None = Field(alias="generation", default=None)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -88,33 +120,17 @@ class FrequencyRow(Row):
         return self.time
 
 
-class DemandRow(Row):
+class DemandRow(PeriodRow):
     """Demand outturn of one half-hour, MW: INDO (national) and ITSDO (transmission system)."""
 
-    start: Utc = Field(alias="startTime")
     indo_mw: Whole | None = Field(alias="initialDemandOutturn", default=None)
     itsdo_mw: Whole | None = Field(alias="initialTransmissionSystemDemandOutturn", default=None)
-    published: Utc | None = Field(alias="publishTime", default=None)
-    settlement_date: date | None = Field(alias="settlementDate", default=None)
-    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
-
-    @property
-    def at(self) -> datetime:
-        return self.start
 
 
-class OneDemandRow(Row):
+class OneDemandRow(PeriodRow):
     """INDO or ITSDO as a dataset of its own, or the 5-min rolling demand: one demand, MW."""
 
-    start: Utc = Field(alias="startTime")
     demand_mw: Whole | None = Field(alias="demand", default=None)
-    published: Utc | None = Field(alias="publishTime", default=None)
-    settlement_date: date | None = Field(alias="settlementDate", default=None)
-    settlement_period: Whole | None = Field(alias="settlementPeriod", default=None)
-
-    @property
-    def at(self) -> datetime:
-        return self.start
 
 
 class DailyDemandRow(Row):
@@ -126,8 +142,7 @@ class DailyDemandRow(Row):
 
     @property
     def at(self) -> datetime:
-        day = self.settlement_date
-        return datetime(day.year, day.month, day.day, tzinfo=UTC)  # as it is filed, not London's midnight
+        return midnight(self.settlement_date)  # as it is filed, not London's midnight
 
 
 class WarningRow(Row):

@@ -1,6 +1,6 @@
 """Scans: what was published of every channel at each step of a regular clock, with its age; nothing is carried over.
 
-Flow:    rows of a source or columns of a history -> [scans] -> scenario, serve, commands
+Flow:    rows of a source or columns of a history -> [scans] -> elexon.feeding, scenario, evaluate
 Source:  docs/gb-data.md, scans
 Shapes:  H periods of a table, S scans, C channels (CHANNELS)
 Units:   MW (means over the period, import positive, PS negative while pumping), Hz; times are UTC nanoseconds
@@ -18,14 +18,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gg_ray.elexon.rows import FUEL_TYPES, FUELS, DemandRow, FrequencyRow, FuelRow, OneDemandRow, Row
+from gg_ray.elexon.rows import FUEL_TYPES, FUELS, FrequencyRow, FuelRow, OneDemandRow, PeriodRow, Row
 from gg_ray.elexon.source import stream_of
-from gg_ray.elexon.tables import SECOND_NS
+from gg_ray.elexon.times import SECOND_NS, ns_of
 from gg_ray.records import F64, I64, U8, Bool
 
 CHANNELS = (*FUEL_TYPES, "INDO", "ITSDO", "FREQ")
@@ -282,7 +283,7 @@ def scans_from(
     return from_columns(tables, step_s, start, end, counts, known_at_ns)
 
 
-_PLACED = (FuelRow, DemandRow, OneDemandRow, FrequencyRow)
+_PLACED = (PeriodRow, FrequencyRow)
 _Points = tuple[I64, I64, F64, I64]
 """Channel (-1 unknown), UTC ns, value (NaN for null) and publish time (0 unknown), each [R]."""
 
@@ -290,19 +291,20 @@ _Points = tuple[I64, I64, F64, I64]
 def _points(stream: str, rows: Sequence[Any], counts: Counter[str]) -> list[_Points]:
     """Rows of one stream as arrays, one part per value of a row; unknown fuels are counted."""
     if stream == "FREQ":
-        hz = np.array([row.frequency_hz for row in rows], dtype=np.float64)
-        return [(_all(_FREQ, rows), _times([row.time for row in rows]), hz, _all(0, rows))]
-    t_ns, published = _times([row.start for row in rows]), _times([row.published for row in rows])
+        return [(_all(_FREQ, rows), _times(rows, "time"), _values(rows, "frequency_hz"), _all(0, rows))]
+    t_ns, published = _times(rows, "start"), _times(rows, "published")
     if stream_of(stream).row is FuelRow:
-        channel = np.array([CHANNEL_AT.get(row.fuel, -1) for row in rows], dtype=np.int64)
-        if np.any(channel < 0):
-            counts.update(f"unknown_fuel:{row.fuel}" for row in rows if row.fuel not in CHANNEL_AT)
-        return [(channel, t_ns, _values([row.generation_mw for row in rows]), published)]
+        fuels = _column(rows, "fuel")
+        at = {name: CHANNEL_AT.get(name, -1) for name in set(fuels)}
+        channel = np.fromiter(map(at.__getitem__, fuels), np.int64, len(fuels))
+        if -1 in at.values():
+            counts.update(f"unknown_fuel:{name}" for name in fuels if at[name] < 0)
+        return [(channel, t_ns, _values(rows, "generation_mw"), published)]
     if stream_of(stream).row is OneDemandRow:
-        return [(_all(CHANNEL_AT[stream], rows), t_ns, _values([row.demand_mw for row in rows]), published)]
+        return [(_all(CHANNEL_AT[stream], rows), t_ns, _values(rows, "demand_mw"), published)]
     return [
-        (_all(CHANNEL_AT["INDO"], rows), t_ns, _values([row.indo_mw for row in rows]), published),
-        (_all(CHANNEL_AT["ITSDO"], rows), t_ns, _values([row.itsdo_mw for row in rows]), published),
+        (_all(CHANNEL_AT["INDO"], rows), t_ns, _values(rows, "indo_mw"), published),
+        (_all(CHANNEL_AT["ITSDO"], rows), t_ns, _values(rows, "itsdo_mw"), published),
     ]
 
 
@@ -310,14 +312,19 @@ def _all(value: int, rows: Sequence[Any]) -> I64:
     return np.full(len(rows), value, dtype=np.int64)
 
 
-def _values(values: list[int | None]) -> F64:
-    return np.array(values, dtype=np.float64)  # None becomes NaN
+def _column(rows: Sequence[Any], name: str) -> list[Any]:
+    return list(map(attrgetter(name), rows))
 
 
-def _times(times: list[datetime | None]) -> I64:
-    """UTC ns, exact to the microsecond; None is 0."""
-    seconds = np.array([0.0 if t is None else t.timestamp() for t in times])
-    return np.rint(seconds * 1e6).astype(np.int64) * 1000
+def _values(rows: Sequence[Any], name: str) -> F64:
+    return np.array(_column(rows, name), dtype=np.float64)  # None becomes NaN
+
+
+def _times(rows: Sequence[Any], name: str) -> I64:
+    """UTC ns; None is 0. Each distinct time is turned once: the rows of a batch share theirs."""
+    times = _column(rows, name)
+    ns = {t: 0 if t is None else ns_of(t) for t in set(times)}
+    return np.fromiter(map(ns.__getitem__, times), np.int64, len(times))
 
 
 def pivot(
@@ -363,9 +370,4 @@ def pivot(
 
 
 def _ns(t: datetime | int) -> int:
-    """UTC nanoseconds; whole microseconds, so no rounding.  Raises: ValueError for a time without zone."""
-    if isinstance(t, int):
-        return t
-    if t.tzinfo is None:
-        raise ValueError(f"{t}: a time without zone; say which")
-    return int(t.timestamp()) * SECOND_NS + t.microsecond * 1000
+    return t if isinstance(t, int) else ns_of(t)

@@ -6,9 +6,11 @@ Source:  Balancing and Settlement Code: periods of 30 minutes from London midnig
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from functools import cache
 from zoneinfo import ZoneInfo
+
+from gg_ray.elexon.times import DAY, at_ns, ns_of
 
 LONDON = ZoneInfo("Europe/London")
 HALF_HOUR_NS = 1_800_000_000_000
@@ -19,17 +21,17 @@ DAY_NS = 48 * HALF_HOUR_NS
 def midnight_ns(day: date) -> int:
     """UTC nanoseconds at which the London day begins."""
     start = datetime(day.year, day.month, day.day, tzinfo=LONDON)
-    return int(start.timestamp()) * 1_000_000_000
+    return ns_of(start)
 
 
 def periods_in_day(day: date) -> int:
     """Settlement periods of a London day: 46, 48 or 50."""
-    return (midnight_ns(day + timedelta(days=1)) - midnight_ns(day)) // HALF_HOUR_NS
+    return (midnight_ns(day + DAY) - midnight_ns(day)) // HALF_HOUR_NS
 
 
 def settlement_label(t0_ns: int) -> tuple[date, int]:
     """London settlement date and period (from 1) of the half-hour that holds t0_ns (UTC)."""
-    day = datetime.fromtimestamp(t0_ns // 1_000_000_000, tz=UTC).astimezone(LONDON).date()
+    day = at_ns(t0_ns).astimezone(LONDON).date()
     return day, (t0_ns - midnight_ns(day)) // HALF_HOUR_NS + 1
 
 

@@ -1,6 +1,6 @@
 """What every source of GB data looks like, and the streams that there are.
 
-Flow:    insights, iris, elexondataportal, replay -> [source] -> commands, serve.feed
+Flow:    insights, iris, elexondataportal, replay -> [source] -> data_commands, elexon.feeding
 Source:  Insights API schema of June 2026; cadences and ranges in docs/gb-data.md
 """
 
@@ -40,6 +40,10 @@ class Stream:
     poll: timedelta
     overlap: timedelta
     by_fuel: bool = False
+
+    def recent(self, end: datetime) -> tuple[datetime, datetime]:
+        """What a poll asks for: the overlap before end, and one period more."""
+        return end - self.overlap - self.cadence, end
 
 
 def _m(minutes: int) -> timedelta:

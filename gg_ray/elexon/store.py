@@ -1,6 +1,6 @@
 """Rows on disk: one Parquet per stream and UTC day, written whole then renamed, its sha256 beside it.
 
-Flow:    elexon.fetch, serve.feed -> [store] -> elexon.check, elexon.replay, elexon.scans
+Flow:    elexon.fetch, elexon.cache -> [store] -> elexon.check, elexon.replay, elexon.scans
 Layout:  ROOT/STREAM/2024-06-04.parquet, ROOT/STREAM/2024-06-04.sha256; rows oldest first, one per key
 Shapes:  R rows of a day
 Limits:  one writer per folder. A day is some kilobytes; a year of FUELINST about 15 MB
@@ -36,13 +36,13 @@ from gg_ray.elexon.rows import (
 )
 from gg_ray.elexon.scans import pivot
 from gg_ray.elexon.source import Stream, stream_of
+from gg_ray.elexon.times import EPOCH, ns_of
 from gg_ray.files import write_atomic
 from gg_ray.records import F64, I64
 
 log = logging.getLogger(__name__)
 
 DAMAGED = ".damaged"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", "UTC")
 _FUEL = pa.dictionary(pa.int32(), pa.string())
 _LABELS = {"settlement_date": pa.date32(), "settlement_period": pa.int64()}
@@ -75,33 +75,11 @@ class DayInfo:
     fetched: datetime
 
 
-def time_of(row: Row) -> datetime:
-    """The time by which a row is filed, aware UTC: start, measurement, publication, or midnight of its date."""
-    if isinstance(row, FrequencyRow):
-        return row.time
-    if isinstance(row, FuelRow | DemandRow | OneDemandRow):
-        return row.start
-    if isinstance(row, WarningRow):
-        return row.published
-    if isinstance(row, DailyDemandRow):
-        return datetime(row.settlement_date.year, row.settlement_date.month, row.settlement_date.day, tzinfo=UTC)
-    raise TypeError(f"{type(row).__name__} has no place in the store")
-
-
-def key_of(row: Row) -> tuple[datetime, str]:
-    """What makes a row the same row published again: its time, with the fuel or the warning's text."""
-    if isinstance(row, FuelRow):
-        return row.start, row.fuel
-    if isinstance(row, WarningRow):
-        return row.published, f"{row.kind}\n{row.text}"
-    return time_of(row), ""
-
-
-def latest_of(rows: Iterable[Row]) -> dict[tuple[datetime, str], Row]:
+def latest_of(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
     """One row per key: the latest publication; among equal ones the last, unless it is null and the other is not."""
-    out: dict[tuple[datetime, str], Row] = {}
+    out: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = key_of(row)
+        key = row.key
         if key not in out or _replaces(row, out[key]):
             out[key] = row
     return out
@@ -139,7 +117,7 @@ class DayStore:
         """Replace a day.  Raises: StoreError for rows of another day or kind; OSError naming the file."""
         kind = stream_of(stream).row
         for row in rows:
-            if type(row) is not kind or time_of(row).date() != day:
+            if type(row) is not kind or row.at.date() != day:
                 raise StoreError(f"{stream} {day}: {row!r} belongs elsewhere; merge() finds the day of each row")
         found = sorted(latest_of(rows).items(), key=lambda item: item[0])
         path = self.path(stream, day)
@@ -159,7 +137,7 @@ class DayStore:
         """
         by_day: dict[date, list[Row]] = {}
         for row in rows:
-            by_day.setdefault(time_of(row).date(), []).append(row)
+            by_day.setdefault(row.at.date(), []).append(row)
         news = 0
         for day, found in sorted(by_day.items()):
             held = latest_of(self._read_day(stream, day))
@@ -178,7 +156,7 @@ class DayStore:
         """Rows whose time lies in [start, end], oldest first.  Raises: StoreError when strict."""
         return [
             row for day in self._days_in(stream, start, end) for row in self._read_day(stream, day)
-            if start <= time_of(row) <= end
+            if start <= row.at <= end
         ]  # fmt: skip
 
     def read_columns(self, stream: str, start: datetime, end: datetime) -> History:
@@ -201,7 +179,7 @@ class DayStore:
             (np.concatenate([part[i] for part in parts]) for i in range(4))
             if parts else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
         )  # fmt: skip
-        inside = (t_R >= _us(start) * 1000) & (t_R <= _us(end) * 1000) & (channel_R >= 0)
+        inside = (t_R >= ns_of(start)) & (t_R <= ns_of(end)) & (channel_R >= 0)
         if not inside.all():
             t_R, channel_R, value_R, published_R = (x[inside] for x in (t_R, channel_R, value_R, published_R))
         period = int(known.cadence.total_seconds())
@@ -294,13 +272,13 @@ def _to_parquet(stream: Stream, day: date, rows: Sequence[Row], fetched: datetim
     for name, kind in _FIELDS[stream.row].items():
         values = [getattr(row, name) for row in rows]
         if kind == _TIME:
-            array = pa.array([None if t is None else _us(t) for t in values], pa.int64()).cast(_TIME)
+            array = pa.array([None if t is None else ns_of(t) // 1000 for t in values], pa.int64()).cast(_TIME)
         else:
             array = pa.array(values, pa.string()).dictionary_encode() if kind == _FUEL else pa.array(values, kind)
         arrays.append(array)
     meta = {
         "gg.stream": stream.name, "gg.day": day.isoformat(), "gg.fetched": fetched.astimezone(UTC).isoformat(),
-        "gg.rows": str(len(rows)), "gg.slots": str(len({time_of(row) for row in rows})),
+        "gg.rows": str(len(rows)), "gg.slots": str(len({row.at for row in rows})),
     }  # fmt: skip
     sink = pa.BufferOutputStream()
     table = pa.Table.from_arrays(arrays, schema=_schema(stream).with_metadata(meta))
@@ -315,8 +293,7 @@ def _to_rows(stream: Stream, table: Any) -> list[Row]:
         column = table[name]
         if kind == _TIME:
             columns[name] = [
-                None if us is None else _EPOCH + timedelta(microseconds=us)
-                for us in column.cast(pa.int64()).to_pylist()
+                None if us is None else EPOCH + timedelta(microseconds=us) for us in column.cast(pa.int64()).to_pylist()
             ]
         else:
             columns[name] = column.to_pylist()
@@ -356,7 +333,3 @@ def _ns_of(column: Any) -> I64:
     raw = column.cast(pa.int64())
     out: I64 = (raw.fill_null(0) if raw.null_count else raw).to_numpy() * 1000
     return out
-
-
-def _us(t: datetime) -> int:
-    return (t - _EPOCH) // timedelta(microseconds=1)

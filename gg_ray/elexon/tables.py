@@ -12,16 +12,16 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from gg_ray.elexon.errors import ElexonError
+from gg_ray.elexon.times import SECOND_NS, aware, ns_of
 from gg_ray.records import F64, I64
 
-SECOND_NS = 1_000_000_000
 _MONTHS = (*("JAN", "FEB", "MAR", "APR", "MAY", "JUN"), *("JUL", "AUG", "SEP", "OCT", "NOV", "DEC"))
 
 
@@ -131,16 +131,12 @@ def instants(table: Table, name: str, grid_s: int = 1, grid_name: str = "second"
     """
     out: I64 = np.empty(table.rows, dtype=np.int64)
     for i, text in enumerate(table.columns[name]):
-        try:
-            start = datetime.fromisoformat(text)
-        except ValueError:
-            start = None
-        if start is None or start.utcoffset() is None:
+        start = aware(text)
+        if start is None:
             raise HistoryError(f"{table.where(i)}, column {name}: {text!r} is no time with an offset or Z")
-        seconds = int(start.timestamp())
-        if seconds % grid_s or start.microsecond:
+        out[i] = ns_of(start)
+        if out[i] % (grid_s * SECOND_NS):
             raise HistoryError(f"{table.where(i)}, column {name}: {text!r} is not on the {grid_name}")
-        out[i] = seconds * SECOND_NS
     return out
 
 
@@ -163,8 +159,3 @@ def labels(table: Table, date_name: str = "settlement_date", period_name: str = 
         except ValueError as error:
             raise HistoryError(f"{table.where(i)}, {date_name} or {period_name}: {error}") from error
     return out
-
-
-def iso(t_ns: int) -> str:
-    """UTC nanoseconds as ISO text, for messages."""
-    return datetime.fromtimestamp(t_ns // SECOND_NS, tz=UTC).isoformat()

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from gg_ray.elexon.halfhours import read_half_hours
-from gg_ray.elexon.tables import HistoryError, iso
+from gg_ray.elexon.tables import HistoryError
+from gg_ray.elexon.times import iso
 from gg_ray.records import F64, I64, Bool
 
 __all__ = ["HalfHours", "HistoryError", "balanced", "capacity_factor", "history_files", "read_history", "read_year"]
