@@ -109,7 +109,9 @@ def test_a_stream_that_does_not_come_leaves_its_law_unknown() -> None:
     assert np.isfinite(z[0, b.M_SUPPLY]).all()
 
 
-@pytest.mark.parametrize(("plan_id", "step"), [(0, 1_800.0), (1, 300.0), (2, 15.0), (999, 1_800.0), (1_001, 15.0)])
+@pytest.mark.parametrize(
+    ("plan_id", "step"), [(0, 1_800.0), (1, 300.0), (2, 1_800.0), (3, 15.0), (1_000, 1_800.0), (1_003, 15.0)]
+)
 def test_plans_take_turns_through_the_cadences(plan_id: int, step: float) -> None:
     assert b.cadence_of(plan_id) == step
     plan = b.balance_plan(plan_id)

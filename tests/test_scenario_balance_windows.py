@@ -50,12 +50,12 @@ def test_laws_at_five_minutes_compare_demand_with_six_supplies() -> None:
 
 
 def test_nothing_heard_yet_has_no_age() -> None:
-    z = np.full((24, b.balance_plan(2).size), np.nan)
+    z = np.full((24, b.balance_plan(3).size), np.nan)
     z[20:, b.M_FREQUENCY] = 1.0
-    window = window_at(z, 0, 2)
+    window = window_at(z, 0, 3)
     assert window.age_TM[19, b.M_FREQUENCY] == 255
     assert window.age_TM[20, b.M_FREQUENCY] == 0
-    prepared = Featurizer().prepare([window], b.balance_plan(2))
+    prepared = Featurizer().prepare([window], b.balance_plan(3))
     assert prepared.v_BTN.shape == (1, 24, 26)
     assert np.abs(np.abs(prepared.v_BTN) - 1).max() < 0.01
 

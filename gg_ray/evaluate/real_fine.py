@@ -28,7 +28,7 @@ from gg_ray.scenario.balance_windows import readings, streams_of, windows
 from gg_ray.scenario.history import FOLDER
 from gg_ray.verifier.features import Featurizer
 
-FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 1_000, 1_001
+FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 1_001, 1_003
 FAULT_NS = int(np.datetime64("2019-08-09T15:52:33.490", "ns").astype(np.int64))
 _DAY = 288
 _EVENTS = (

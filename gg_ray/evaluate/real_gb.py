@@ -39,13 +39,16 @@ SUITE = "real-gb"
 INCIDENTS_PER_MONTH = 1.0
 DAYS_PER_MONTH = 365.25 / 12
 PER_DAY = 48
-HALF_HOUR_PLAN = 999
+HALF_HOUR_PLAN = 1_000
 _FIT_WINDOWS = 1_500
 _GRACE = 2
 """Scans after the last bad one in which an alarm still counts as finding it."""
 APART_MW = -2_000.0
 """Supply less INDO below which a half-hour holds dead five-minute records although no list names it (docs/gb-data.md:
 33 of them down to -6 GW). They are defects, so they are no benign days; they are scored apart from the listed ones."""
+SETTLED_SIGMA = 8.0
+"""The rule to beat of docs/gb-data.md. Days on which it fires without a label hold real defects below the cut of the
+list, and nobody knows which: thresholds of the seeded part are set on the other days, for all methods alike."""
 DEDUP_MINUTES = 360.0
 """Alarms closer than this are one incident to an operator of half-hourly data."""
 
@@ -71,16 +74,20 @@ class RealFindings:
     labelled_H: Bool
     series: dict[str, Series]
     thresholds: dict[str, float]
+    settled: dict[str, float] = field(default_factory=dict)
+    """Thresholds from the days of 2023 on which the balance law stayed within SETTLED_SIGMA."""
     frequency: dict[str, F64] = field(default_factory=dict)
 
 
 class _Labels(NamedTuple):
     """bad [H] listed half-hours;  apart [H] unlisted ones whose supply falls short of demand by 2 GW and more;
-    benign [H] half-hours of days that carry neither, a window's reach after them left out."""
+    benign [H] half-hours of days that carry neither, a window's reach after them left out;  settled [H] those of them
+    whose days stay within SETTLED_SIGMA of the balance law."""
 
     bad: Bool
     apart: Bool
     benign: Bool
+    settled: Bool
 
 
 def evaluate_real(
@@ -115,6 +122,10 @@ def evaluate_real(
     }
     found = RealFindings([], [], record, labels.bad, series, thresholds)
     _publications(found, labels, years, info)
+    found.settled = {
+        name: _threshold(seen, labels.settled & np.isin(years, SPLIT_YEARS["validation"]))
+        for name, seen in series.items()
+    }
     _seeded(found, methods, maker, config, info)
     _others(found, labels, years, methods[0].name)
     _august(found, methods[0])
@@ -136,7 +147,11 @@ def _labels(folder: Path, record: BalanceRecord, scans: int) -> _Labels:
     known = bad | apart
     reach = np.convolve(known.astype(int), np.ones(scans, dtype=int))[: known.size] > 0
     days = record.t0_ns // (PER_DAY * HALF_HOUR_NS)
-    return _Labels(bad, apart, ~np.isin(days, days[known]) & ~reach)
+    benign = ~np.isin(days, days[known]) & ~reach
+    with np.errstate(invalid="ignore"):
+        away = np.abs(q - record.usual_HU[:, b.U_UNREPORTED]) > SETTLED_SIGMA * record.usual_HU[:, b.U_UNREPORTED_SIGMA]
+    reach = np.convolve(away.astype(int), np.ones(scans, dtype=int))[: away.size] > 0
+    return _Labels(bad, apart, benign, benign & ~np.isin(days, days[away]) & ~reach)
 
 
 def score_record(method: Method, record: BalanceRecord, scans: int, wanted_H: Bool) -> Series:
@@ -242,7 +257,7 @@ _NETWORKS = (results.VERIFIER, results.UNIFORM, results.UNTRAINED)
 def _seeded(
     found: RealFindings, methods: Sequence[Method], maker: SuiteMaker, config: RunConfig, info: BlockInfo
 ) -> None:
-    """Recall per family on corrupted half-hours of 2024, at the thresholds of the incident budget."""
+    """Recall per family on corrupted half-hours of 2024, at thresholds of the incident budget on settled days."""
     rng = np.random.default_rng(20_261_125)
     families = [f for f in FAMILIES if maker.executor.grammar.primitives("anomalous", f)]
     rows: dict[str, list[Row]] = {method.name: [] for method in methods}
@@ -254,7 +269,7 @@ def _seeded(
         truth = np.stack([label.node_N for label in group.labels])
         for method in methods:
             said = method.output(group.prepared)
-            hit = said.score_B > found.thresholds[method.name]
+            hit = said.score_B > found.settled[method.name]
             top = None
             if said.node_BN is not None:
                 top = float(truth[np.arange(len(truth)), said.node_BN.argmax(axis=1)].mean())

@@ -63,8 +63,8 @@ RATING_MW = np.array([float(_CAPACITY_MW.get(n, INTERCONNECTOR_MW.get(n, 0))) fo
 STATION_SUMMER_MW, STATION_WINTER_MW = 500.0, 600.0
 """Station load that the operator assumes in summer time and in winter (docs/gb-data.md)."""
 
-CADENCES_S = (1_800.0, 300.0, 15.0)
-"""Scan intervals of the three plans: FUELHH and demand; FUELINST; FREQ."""
+CADENCES_S = (1_800.0, 300.0, 1_800.0, 15.0)
+"""Scan intervals of plans in turn: FUELHH and demand; FUELINST; FREQ. Half-hours carry most streams and come twice."""
 _MOVE_MW = {
     "BIOMASS": 83, "CCGT": 745, "COAL": 116, "NPSHYD": 53, "NUCLEAR": 30, "OCGT": 24, "OIL": 5, "OTHER": 42,
     "PS": 247, "WIND": 217,
