@@ -25,8 +25,8 @@ SOURCE = ClimatologySource()
 CONFIG = ScenarioConfig()
 CASE = load_case("case57")
 EXECUTOR = Executor(CASE, CONFIG, SOURCE, all_families=True)
-ANOMALIES = [p.name for p in PRIMITIVES.values() if p.side == "anomalous"]
-BENIGN = [p.name for p in PRIMITIVES.values() if p.side != "anomalous"]
+ANOMALIES = [p.name for p in PRIMITIVES.values() if p.side == "anomalous" and not p.national]
+BENIGN = [p.name for p in PRIMITIVES.values() if p.side != "anomalous" and not p.national]
 DATA_FAMILIES = ("S1", "S2", "S3", "S4", "A2", "A3")
 
 

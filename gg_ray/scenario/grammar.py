@@ -38,6 +38,7 @@ SUPPORT_BINS = 3
 FIRST_ONSET = 2
 TAIL_SCANS = 4
 _METERED = ("meter", "load_metered")
+_NATIONAL = ("stream", "power_stream", "supply", "link", "fleet", "plant", "country")
 """An event starts at least this many scans before the end of the window."""
 
 
@@ -61,6 +62,11 @@ class Primitive:
     """Anomalies: the bin is a target d_eff. Benign events: a physical size in 16 steps."""
     durations: int = 3
     supports: int = 1
+
+    @property
+    def national(self) -> bool:
+        """A word of the national balance graph; the others are of electrical networks."""
+        return self.place in _NATIONAL
 
 
 def _table() -> dict[str, Primitive]:
