@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gg_ray.grid.balance import LINKS, N_SUPPLY, RATING_MW
+from gg_ray.grid.balance import CHANNELS, FREQ, LINKS, N_SUPPLY, RATING_MW
 from gg_ray.records import F64, Event
 from gg_ray.scenario.balance_worlds import Frame, active
 
 FLEET = np.array([i for i in range(N_SUPPLY) if i not in LINKS])
 """Generation codes, pumped storage among them."""
+_PS = CHANNELS.index("PS")
 SIZED = ("stream_bias", "stream_drift", "stream_scale", "stream_spike")
 _WRONG_UNITS = (0.5, 2.0, 0.001)
 """MWh of a half-hour read as MW, MW read as MWh, MW read as GW."""
@@ -56,22 +57,23 @@ def corrupt(frame: Frame, published_TC: F64, event: Event, channel: int, rng: np
         out[inside, channel] *= -1.0
     elif name == "shifted_period":
         touched = _group(event.support, channel)
-        _shift(out, published_TC, inside, touched, late=event.magnitude % 2 == 0, block=frame.block)
+        _shift(out, published_TC, inside, touched, late=rng.random() < 0.5, block=frame.block)
     elif name in ("stream_bias", "stream_scale"):
         size = published_TC[inside, channel] / 100.0 if name == "stream_scale" else 1.0
         out[inside, channel] += size
     elif name == "stream_drift":
         out[inside, channel] += (np.arange(inside.stop - inside.start) + 1) / (inside.stop - inside.start)
     elif name == "stream_spike":
-        out[inside.start : inside.start + frame.block, channel] += 1.0
-        when = slice(when.start, min(when.start + frame.block, frame.scans))
+        length = 1 if channel == FREQ else frame.block
+        out[inside.start : inside.start + length, channel] += 1.0
+        when = slice(when.start, min(when.start + length, frame.scans))
     elif name == "zeroed_publication":
         touched = _group(event.support, channel)
         for column in touched:
             out[inside, column] = np.where(np.isfinite(out[inside, column]), 0.0, np.nan)
     elif name == "dead_record":
         touched = _group(event.support, channel)
-        keep = 1.0 - _DEAD_SHARE[event.magnitude % 2]
+        keep = 1.0 - float(rng.choice(_DEAD_SHARE))
         for column in touched:
             out[inside, column] = np.round(out[inside, column] * keep)
     elif name == "stream_freeze":
@@ -135,12 +137,13 @@ def _replay(
     start = int(rng.integers(frame.before, inside.start))
     source = start + np.arange(length) % (inside.start - start)
     for column in columns:
-        out[inside, column] = np.where(np.isfinite(out[inside, column]), published_TC[source, column], np.nan)
+        then, now = published_TC[source, column], out[inside, column]
+        out[inside, column] = np.where(np.isfinite(now) & np.isfinite(then), then, now)
 
 
 def _swap(out: F64, frame: Frame, inside: slice, channel: int, rank: int, rng: np.random.Generator) -> tuple[int, ...]:
     """Output booked under other codes, the total kept: no balance law sees it, only moves that no plant can make."""
-    others = [int(c) for c in FLEET if c != channel and np.isfinite(out[inside, c]).any()]
+    others = [int(c) for c in FLEET if c not in (channel, _PS) and np.isfinite(out[inside, c]).any()]
     if not others:
         raise NoEffect("no other code is published")
     share = float(rng.uniform(*SWAP_SHARE))

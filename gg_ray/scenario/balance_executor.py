@@ -32,8 +32,36 @@ from gg_ray.scenario.worlds import Neighbourhood, Readings, World
 
 _CARRIED = {1_800.0: (0.3, 0.9, 0.3), 300.0: (0.9, 0.9, 0.0), 15.0: (1.0, 0.0, 0.0)}
 """Chance that a feed carries FREQ, ITSDO and embedded plant, per cadence; drawn without knowing the label."""
+_FUELINST_AT_15_S = 0.6
+"""Chance that a 15-s window carries FUELINST beside FREQ."""
 _SILENCE_RATE = 0.1
 """Chance that a publication is missed for one to three scans of a window."""
+
+
+_DELIVERIES = 8
+OPERATIONAL_HZ = 0.2
+"""Band in which the operator keeps frequency: a window that leaves it is a disturbance."""
+_LAW_SLACK_MW = 5.0
+
+
+def _laws(frame: Frame) -> F64:
+    """[2, A + T] k and q of the truth."""
+    return np.stack(b.laws(frame.truth_TC, np.isfinite(frame.truth_TC[:, b.LINKS])))
+
+
+def _possible(frame: Frame, quiet_2T: F64) -> bool:
+    """Whether a country could do this: no plant below nothing, no link above its rating, laws as before the events.
+
+    Args: quiet_2T  k and q before the events; only an operator's change of station load may move k
+    """
+    x = frame.truth_TC
+    moved = np.nan_to_num(np.abs(_laws(frame) - quiet_2T)).max(axis=1)
+    links, pumped = np.nan_to_num(np.abs(x[:, b.LINKS])), np.abs(x[:, b.PS])
+    return bool(
+        x[:, b.NOT_LINKS].min() >= -_LAW_SLACK_MW
+        and (links <= 1.1 * b.RATING_MW[b.LINKS]).all() and (pumped <= 1.1 * b.RATING_MW[b.PS]).all()
+        and moved[1] <= _LAW_SLACK_MW and (frame.station_step or moved[0] <= _LAW_SLACK_MW)
+    )  # fmt: skip
 
 
 class BalanceExecutor:
@@ -51,6 +79,8 @@ class BalanceExecutor:
         self.grammar = Grammar(case, config, all_families=all_families, scans=scans)
         self.near = Neighbourhood(case)
         self.record = load_record(config.data_dir) if record is None else record
+        self.as_recorded = False
+        """Carry what the half-hourly record carries and lose nothing on the way: for suites beside the real record."""
         self._detect = functools.cache(lambda plan_id: BalanceDetectability(self.grammar.plan(plan_id)))
         self._runs = functools.cache(self._places)
 
@@ -76,6 +106,14 @@ class BalanceExecutor:
             raise ValueError("an attempt without telemetry")
         rng = np.random.default_rng([attempt.program.seed, 2, noise_seed])
         lost = self._lost(attempt.plan, attempt.context.scans, rng)
+        if attempt.twin is not None:
+            differs = np.nan_to_num(attempt.main.mean_TM) != np.nan_to_num(attempt.twin.mean_TM)
+            for _ in range(_DELIVERIES):  # a lie that never arrives is no lie
+                if (differs & ~lost).any():
+                    break
+                lost = self._lost(attempt.plan, attempt.context.scans, rng)
+            else:
+                lost = np.zeros_like(lost)
         windows = [
             None if side is None else self._window(attempt, side, lost) for side in (attempt.main, attempt.twin)
         ]  # fmt: skip
@@ -104,6 +142,11 @@ class BalanceExecutor:
             _CARRIED[step], ((b.FREQ,), (b.ITSDO,), (b.EMBEDDED_WIND, b.EMBEDDED_SOLAR)), strict=True
         ):  # fmt: skip
             frame.known[list(channels)] = rng.random() < chance
+        if step == 15.0:
+            frame.known[: b.N_SUPPLY] = rng.random() < _FUELINST_AT_15_S
+        if self.as_recorded:
+            frame.known[[b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = False
+            frame.known[[*range(b.N_SUPPLY), b.ITSDO]] = True
         if split == "train":
             vary(frame, rng)
         return frame
@@ -113,14 +156,12 @@ class BalanceExecutor:
         plan = self.grammar.plan(program.plan_id)
         frame = self.frame(program.context_id, program.plan_id, program.scans, split)
         anomaly: Event | None = None
-        hard = False
+        quiet = _laws(frame)
         for event in program.events:
-            side = PRIMITIVES[event.primitive].side
-            if side == "anomalous":
+            if PRIMITIVES[event.primitive].side == "anomalous":
                 anomaly = event
             else:
                 apply_benign(frame, event, channel_of(event.target), rng)
-                hard |= side == "hard"
         truth = frame.truth_TC[frame.before :]
         injection = b.injections_of(truth)
         frequency = truth[:, b.FREQ] / b.F0_HZ
@@ -133,12 +174,14 @@ class BalanceExecutor:
         )  # fmt: skip
         published = publish(frame)
         honest = read(frame, published)
-        severity = float(np.clip((np.abs(truth[:, b.FREQ] - b.F0_HZ).max() - 0.2) / 0.3, 0, 1))
-        disturbed = frame.disturbed or hard or severity > 0
+        # what no feed of this window carries cannot be asked of its judge
+        away = np.abs(truth[:, b.FREQ] - b.F0_HZ).max() if frame.known[b.FREQ] else 0.0
+        severity = float(np.clip((away - OPERATIONAL_HZ) / 0.3, 0, 1))
+        disturbed = frame.disturbed or severity > 0
         attempt = Attempt(
             program=program, context=context, plan=plan, main=None, twin=None, d_eff=0.0, d_target=0.0,
-            converged=bool(np.isfinite(trajectory.v_TN).all()), split=False, in_bounds=True, reachable=True,
-            material=np.inf, solves=program.scans, trajectory=trajectory,
+            converged=bool(np.isfinite(trajectory.v_TN).all()), split=False, in_bounds=_possible(frame, quiet),
+            reachable=True, material=np.inf, solves=program.scans, trajectory=trajectory,
         )  # fmt: skip
         if anomaly is None:
             attempt.main = self._side(honest, trajectory, self._labels(disturbed, severity))
@@ -155,7 +198,9 @@ class BalanceExecutor:
         labels = self._labels(disturbed, severity)
         labels.implausible, labels.type = True, TYPES.index(PRIMITIVES[anomaly.primitive].family)
         labels.node_N[[b.BUS_OF_CHANNEL[c] for c in found.channels]] = True
-        labels.onset, labels.end = found.when.start, found.when.stop
+        # where readings differ, not where the feed began to lie: a mean over six scans, or one value in twenty
+        differs = np.flatnonzero((np.nan_to_num(lying) != np.nan_to_num(honest)).any(axis=1))
+        labels.onset, labels.end = (int(differs[0]), int(differs[-1]) + 1) if differs.size else (0, 1)
         attempt.main = self._side(lying, trajectory, labels)
         attempt.twin = self._side(honest, trajectory, self._labels(disturbed, severity))
         change = np.nan_to_num(np.abs(false - published))[frame.before :].max(axis=0)
@@ -175,8 +220,7 @@ class BalanceExecutor:
         false, lying = found.value_TC, honest
         for _ in range(4 if name in SIZED else 1):
             false = published + factor * unit
-            if name in SIZED:
-                false = np.round(false, 3)
+            false[:, : b.FREQ] = np.round(false[:, : b.FREQ])  # whole megawatts, as every publication
             lying = read(frame, false)
             there = np.isfinite(lying) & np.isfinite(honest)
             d = np.sqrt(detect.of(np.where(there, lying - honest, 0.0), there, sigma))
@@ -217,6 +261,8 @@ class BalanceExecutor:
 
     def _lost(self, plan: MeterPlan, scans: int, rng: np.random.Generator) -> Bool:
         """[T, M] readings that do not arrive: single streams, and whole publications for a while."""
+        if self.as_recorded:
+            return np.zeros((scans, plan.size), dtype=bool)
         lost: Bool = np.asarray(np.less(rng.random((scans, plan.size)), plan.missing_rate))
         lost[:, [*b.LAWS, *range(b.M_STATION_USUAL, plan.size)]] = False  # computed here, from what arrived
         for meters in (np.arange(b.M_SUPPLY.start, b.M_SUPPLY.stop), np.array([b.M_INDO]), np.array([b.M_FREQUENCY])):

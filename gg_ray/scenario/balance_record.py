@@ -49,7 +49,8 @@ from gg_ray.scenario.history import FOLDER
 SPLIT_YEARS = {"train": (2019, 2021), "validation": (2023,), "test": (2024,)}
 STATISTICS = "gb_balance.json"
 FORTNIGHT = 14 * 48
-_LEAST = 2 * 48
+STATION_SPAN = 2 * 48
+_LEAST = 48
 _SILENT_S = 86_400.0
 FLOOR_MW = (40.0, 40.0)
 """Smallest rolling sigma of station load and of the gross residual. Station load is sharper (10 MW) but leaves that
@@ -116,22 +117,23 @@ def in_service(stream_SC: F64, step_s: float = 1_800.0) -> Bool:
 def usual_of(t0_ns: I64, stream_HC: F64) -> F64:
     """[H, U] medians and robust sigmas of k and q and usual moves of streams, over the fortnight before (MW).
 
+    The median of k is of two days: the operator changes its figure of station load by 100 MW twice a year, on the day
+    of the clock change or up to a fortnight off (2024-11-09); a fortnight's median would be wrong for a week each time.
     A usual move is the 95 % quantile of half-hourly changes over 1.96: the spread of a stream that rests and ramps. It
     is at least half of what 2019 and 2021 show, so a resting stream may start.
-
-    Where less than two days came before, what is nominal stands in: the operator's station load, no residual, and
-    sigmas of 40 and 100 MW. The step of station load at clock changes is taken out before and put back after.
+    Where less than a day came before, what is nominal stands in: the operator's station load, no residual, and sigmas
+    of 40 and 100 MW.
     """
-    assumed = station_load(t0_ns)
     k, q = laws(stream_HC, in_service(stream_HC))
     out = np.empty((t0_ns.size, N_USUAL))
-    for column, (value, nominal, sigma) in enumerate(((k - assumed, 0.0, 40.0), (q, 0.0, 100.0))):
+    for column, (value, nominal, sigma, span) in enumerate(
+        ((k, station_load(t0_ns), 40.0, STATION_SPAN), (q, np.zeros(t0_ns.size), 100.0, FORTNIGHT))
+    ):
         series = pd.Series(value)
-        middle = series.rolling(FORTNIGHT, min_periods=_LEAST).median().shift(1)
+        middle = series.rolling(span, min_periods=_LEAST).median().shift(1)
         spread = (series - middle).abs().rolling(FORTNIGHT, min_periods=_LEAST).median() * 1.4826
-        out[:, column] = middle.fillna(nominal)
+        out[:, column] = middle.where(middle.notna(), nominal)
         out[:, 2 + column] = np.maximum(spread.shift(1).fillna(sigma), FLOOR_MW[column])
-    out[:, 0] += assumed
     moves = pd.DataFrame(np.abs(np.diff(stream_HC[:, : INDO + 1], axis=0, prepend=np.nan)))
     wide = moves.rolling(FORTNIGHT, min_periods=_LEAST).quantile(0.95).shift(1).to_numpy() / 1.96
     out[:, 4:] = np.maximum(np.where(np.isfinite(wide), wide, MOVE_MW), 0.5 * MOVE_MW)

@@ -41,13 +41,17 @@ _OCGT, _NPSHYD, _NUCLEAR = (CHANNELS.index(name) for name in ("OCGT", "NPSHYD", 
 _RESTLESS = [CHANNELS.index(name) for name in ("BIOMASS", "NPSHYD", "NUCLEAR", "OCGT", "OIL", "OTHER", "WIND")]
 _SYNCHRONOUS = [CHANNELS.index(name) for name in ("BIOMASS", "CCGT", "COAL", "NPSHYD", "NUCLEAR", "OCGT")]
 SECOND_NS = 1_000_000_000
-_FINE_MOVE = {CCGT: 60.0, WIND: 35.0, PS: 40.0}
+_FINE_MOVE = {WIND: 35.0, PS: 40.0}
 """AR(1) moves about the interpolated half-hours, MW: as large as in the five-minute record of July 2019."""
 _FREQUENCY_SIGMA_HZ, _FREQUENCY_MEMORY_S = 0.062, 90.0
 _MEAN_FREQUENCY = {1_800.0: (0.012, 0.2), 300.0: (0.04, 0.35)}
 """Spread (Hz) and scan-to-scan correlation of frequency means over a scan."""
 INERTIA_S = (3.5, 6.0)
-"""Inertia constant of synchronous plant, s on its output."""
+"""Inertia constant of synchronous plant, s on its rating."""
+_LOADING = 0.62
+"""Output of what spins over its rating: 25 GW then carry 160 to 240 GVA s, as on 9 August 2019."""
+LEAST_TRIP_MW = 250.0
+"""Smallest loss that counts as a disturbance; a plant or link with less to lose is replaced by CCGT."""
 DURATIONS = (1, 3, 10_000)
 """Scans that an event of this grid lasts: a bad publication is short."""
 
@@ -68,6 +72,8 @@ class Frame:
     before: int
     known: Bool
     disturbed: bool = False
+    station_step: bool = False
+    """The operator changed its figure of station load within the window."""
     silent: list[tuple[int, slice]] | None = None
     """Streams declared to be out of service, as (channel, scans of the window)."""
 
@@ -128,12 +134,10 @@ def cut(record: BalanceRecord, first: int, offset: int, scans: int, step_s: floa
 def _fine_moves(truth_TC: F64, step_s: float, rng: np.random.Generator) -> None:
     rho = float(np.exp(-step_s / 600.0))
     for channel, size in _FINE_MOVE.items():
-        if channel == CCGT:
-            continue
         room = np.minimum(1.0, np.abs(truth_TC[:, channel]) / (4 * size))
         white: F64 = rng.standard_normal((truth_TC.shape[0],))
         moves = _ar1(white, rho) * (size * room)
-        truth_TC[:, channel] += moves
+        _move(truth_TC, slice(None), channel, moves)
         truth_TC[:, CCGT] -= moves
 
 
@@ -181,14 +185,12 @@ def vary(frame: Frame, rng: np.random.Generator) -> None:
         frame.usual_TU[:, U_UNREPORTED_SIGMA] *= factor
     for channel in rng.permutation(_RESTLESS)[: int(rng.integers(0, 4))]:
         factor = float(np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
-        wilder = np.maximum(x[:, channel].mean() + factor * (x[:, channel] - x[:, channel].mean()), 0.0)
+        wilder = x[:, channel].mean() + factor * (x[:, channel] - x[:, channel].mean())
+        wilder = np.clip(wilder, 0.0, max(RATING_MW[channel], float(x[:, channel].max())))
         x[:, CCGT] -= wilder - x[:, channel]
         x[:, channel] = wilder
         frame.usual_TU[:, U_SUPPLY_MOVE.start + channel] *= factor
-    below = np.maximum(-x[:, CCGT], 0.0)  # never less than nothing: demand takes what is missing
-    x[:, CCGT] += below
-    x[:, INDO] += below
-    x[:, ITSDO] += below
+    _never_negative(x, slice(None))
 
 
 # --- benign events --------------------------------------------------------------------------------------------------
@@ -217,59 +219,79 @@ def apply_benign(frame: Frame, event: Event, channel: int, rng: np.random.Genera
         change = np.full(length, grade(event, -0.03, 0.03)) * x[inside, INDO]
         x[inside, INDO] += change
         x[inside, ITSDO] += change
-        _pick_up(frame, inside, change, rng, plant_only=True)
+        _pick_up(x, inside, change, frame.step_s, rng, plant_only=True)
     elif name == "plant_trip":
-        size = min(grade(event, 300.0, 1_600.0), float(np.nan_to_num(np.abs(x[inside.start, channel]))))
-        size *= float(np.sign(np.nan_to_num(x[inside.start, channel])))
-        lost = np.full(length, size)
-        lost[0] *= rng.uniform(0.2, 1.0) if frame.step_s > 60 else 1.0
-        _move(frame, inside, channel, -lost)
-        _pick_up(frame, inside, lost, rng)
-        _excursion(frame, inside.start, size, rng)
-    elif name == "link_reversal":
-        room = RATING_MW[channel] * grade(event, -1.0, 1.0)
+        channel = channel if abs(np.nan_to_num(x[inside.start, channel])) >= LEAST_TRIP_MW else CCGT
         there = np.nan_to_num(x[inside, channel])
+        direction = float(np.sign(there[0]))
+        # what trips is running: a link that has turned round, or a plant that has come down, has less to lose
+        lost = direction * np.clip(direction * there, 0.0, grade(event, 300.0, 1_600.0))
+        size = float(lost[0])
+        lost[0] *= rng.uniform(0.2, 1.0) if frame.step_s > 60 else 1.0
+        _move(x, inside, channel, -lost)
+        _pick_up(x, inside, lost, frame.step_s, rng)
+        _excursion(frame, inside.start, size, rng)
+        frame.disturbed |= abs(size) >= LEAST_TRIP_MW
+    elif name == "link_reversal":
+        if np.isnan(x[inside, channel]).any():
+            channel = int(LINKS[np.isfinite(x[inside][:, LINKS]).all(axis=0)][0])  # a link that exists
+        there = x[inside, channel]
         ramp = np.minimum(1.0, (np.arange(length) + 1) / max(1.0, 1_800.0 / frame.step_s))
-        change = (room - there) * ramp
-        _move(frame, inside, channel, change)
-        _pick_up(frame, inside, -change, rng, plant_only=True)
+        change = (RATING_MW[channel] * grade(event, -1.0, 1.0) - there) * ramp
+        _move(x, inside, channel, change)
+        _pick_up(x, inside, -change, frame.step_s, rng, plant_only=True)
     elif name == "balance_wind_ramp":
         steps = max(2.0, 7_200.0 / frame.step_s)
         size = grade(event, -0.7, 0.7)
-        change = x[inside, WIND] * size * np.minimum(1.0, (np.arange(length) + 1) / steps)
+        wanted = x[inside, WIND] * (1 + size * np.minimum(1.0, (np.arange(length) + 1) / steps))
+        change = np.clip(wanted, 0.0, RATING_MW[WIND]) - x[inside, WIND]
         x[inside, WIND] += change
-        _pick_up(frame, inside, -change, rng, plant_only=True)
+        _pick_up(x, inside, -change, frame.step_s, rng, plant_only=True)
     elif name == "clock_change":
-        x[inside.start :, ITSDO] += 100.0 if event.magnitude % 2 else -100.0
+        # the operator's figure of station load changes, on the day or a fortnight off: INDO moves, ITSDO is metered
+        x[inside.start :, INDO] += 100.0 if event.magnitude % 2 else -100.0
+        frame.station_step = True
     elif name == "frequency_excursion":
+        frame.known[FREQ] = True
         _excursion(frame, inside.start, grade(event, -1_500.0, 1_500.0), rng)
+        frame.disturbed = True
     else:
         raise ValueError(f"{name!r} is not a benign primitive of this grid")
-    frame.disturbed |= name in ("plant_trip", "frequency_excursion")
 
 
-def _move(frame: Frame, inside: slice, channel: int, change: F64) -> None:
-    """Change one supply stream; a link that exports or a pump that stops moves transmission demand with it."""
-    x = frame.truth_TC
+def _move(x: F64, inside: slice, channel: int, change: F64) -> None:
+    """Change one supply stream of a truth [A + T, C]; exports and pumping move transmission demand with them."""
     before = np.nan_to_num(x[inside, channel])
     x[inside, channel] = before + change
     if channel in LINKS or channel == PS:
         x[inside, ITSDO] += np.maximum(-(before + change), 0) - np.maximum(-before, 0)
 
 
-def _pick_up(frame: Frame, inside: slice, missing: F64, rng: np.random.Generator, *, plant_only: bool = False) -> None:
-    """The rest of the country covers what is missing: pumped storage and hydro first, gas after some minutes."""
-    minutes = (np.arange(missing.size) + 1) * frame.step_s / 60.0
-    slow = np.minimum(1.0, minutes / 45.0) if not plant_only else np.ones(missing.size)
-    fast_share = rng.dirichlet([4.0, 2.0, 1.0])  # pumped storage, OCGT, hydro
-    _move(frame, inside, PS, missing * (1 - slow) * fast_share[0])
-    x = frame.truth_TC
-    x[inside, _OCGT] += np.maximum(missing * (1 - slow) * fast_share[1], -x[inside, _OCGT])
-    x[inside, _NPSHYD] += np.maximum(missing * (1 - slow) * fast_share[2], -x[inside, _NPSHYD])
-    x[inside, CCGT] += missing * (slow + 0.0 * fast_share[0])
-    short = np.maximum(-x[inside, CCGT], 0)
-    x[inside, CCGT] += short
-    x[inside, WIND] = np.maximum(x[inside, WIND] - short, 0)  # curtailed where gas has nothing left to give
+def _pick_up(
+    x: F64, inside: slice, missing: F64, step_s: float, rng: np.random.Generator, *, plant_only: bool = False
+) -> None:
+    """The rest of the country covers what is missing: pumped storage and hydro first, gas after some minutes.
+
+    Invariant: what one cannot give the next one does, gas and demand last, so the balance laws stay as they were.
+    """
+    minutes = (np.arange(missing.size) + 1) * step_s / 60.0
+    fast = np.zeros(missing.size) if plant_only else missing * (1.0 - np.minimum(1.0, minutes / 45.0))
+    left = missing.copy()
+    for channel, share in zip((PS, _OCGT, _NPSHYD), rng.dirichlet([4.0, 2.0, 1.0]), strict=True):
+        least = -RATING_MW[channel] if channel == PS else 0.0
+        room = np.clip(x[inside, channel] + fast * share, least, RATING_MW[channel]) - x[inside, channel]
+        given = np.clip(room, np.minimum(fast * share, 0.0), np.maximum(fast * share, 0.0))
+        _move(x, inside, channel, given)
+        left -= given
+    x[inside, CCGT] += left
+    _never_negative(x, inside)
+
+
+def _never_negative(x: F64, inside: slice) -> None:
+    """Gas has nothing left to give back: demand takes what is missing."""
+    below = np.maximum(-x[inside, CCGT], 0.0)
+    for channel in (CCGT, INDO, ITSDO):
+        x[inside, channel] += below
 
 
 def _excursion(frame: Frame, start: int, missing_mw: float, rng: np.random.Generator) -> None:
@@ -278,7 +300,7 @@ def _excursion(frame: Frame, start: int, missing_mw: float, rng: np.random.Gener
     spinning = max(float(frame.truth_TC[start, _SYNCHRONOUS].sum()), 5_000.0)
     system = System(
         demand_mw=max(float(frame.truth_TC[start, INDO]), 10_000.0),
-        inertia_mvas=float(rng.uniform(*INERTIA_S)) * spinning * 1.6,
+        inertia_mvas=float(rng.uniform(*INERTIA_S)) * spinning / _LOADING,
         response_mw=float(rng.uniform(800.0, 1_600.0)), recovery_s=float(rng.uniform(100.0, 400.0)),
     )  # fmt: skip
     f = swing(np.full(min(seconds, 3_600), missing_mw), system)
@@ -342,5 +364,9 @@ def averaged(published_TC: F64, frame: Frame) -> F64 | None:
 
 def read(frame: Frame, published_TC: F64) -> F64:
     """[T, M] readings of the window that a publication [A + T, C] gives."""
-    exists = np.isfinite(frame.truth_TC[frame.before :, LINKS])
+    flows = np.isfinite(frame.truth_TC[:, LINKS])
+    span = frame.before if frame.step_s == 300.0 else 0  # a mean over six scans needs a link in all of them
+    exists = (
+        np.stack([flows[i : i + span + 1].any(axis=0) for i in range(frame.scans)]) if span else flows[frame.before :]
+    )
     return readings_of(published_TC[frame.before :], frame.usual_TU, averaged(published_TC, frame), exists)

@@ -262,17 +262,27 @@ class Grammar:
         place = PRIMITIVES[name].place
         if place not in _METERED:
             mask = self._static.get(place, np.zeros(self.places, dtype=bool))
-            return mask & self._published(plan) if self.national else mask
+            return mask & self._published(name, plan) if self.national else mask
         if self.national:
             return np.zeros(self.places, dtype=bool)
         return _metered(self.case.name, plan)[0 if place == "meter" else 1]
 
-    def _published(self, plan: MeterPlan) -> Bool:
-        """[N + E] places whose stream the feed of this cadence carries: demand has no 15-s publication, the half-hourly
-        feed hardly ever a frequency (the hub stays a place of events that concern the whole country)."""
+    def _published(self, name: str, plan: MeterPlan) -> Bool:
+        """[N + E] places at which a word makes sense at this cadence.
+
+        Demand has no 15-s publication, frequency hardly a half-hourly one, and only a half-hour holds five-minute
+        records that can be dead. Pumped storage is in no list of codes that are booked one for another.
+        """
         mask = np.ones(self.places, dtype=bool)
-        if balance.cadence_of(plan.plan_id) == 15.0:
+        step = balance.cadence_of(plan.plan_id)
+        if step == 15.0:
             mask[[balance.DEMAND, balance.STATION]] = False
+        if step == 1_800.0 and PRIMITIVES[name].place == "stream":
+            mask[balance.HUB] = False
+        if (name == "dead_record" and step != 1_800.0) or (name == "frequency_excursion" and step == 1_800.0):
+            mask[:] = False
+        if name == "code_swap":
+            mask[balance.BUSES.index("PS")] = False
         return mask
 
     def onset_mask(self, name: str) -> Bool:

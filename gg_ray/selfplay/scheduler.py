@@ -71,6 +71,9 @@ class Scheduler:
             case: np.array([offered is None or family in offered[case] for family in self.families])
             for case in self.cases
         }
+        empty = [case for case, mask in self._offered.items() if not mask.any()]
+        if empty:
+            raise ValueError(f"scheduler: {empty[0]} offers none of {', '.join(self.families)}")
         self.calls = 0
         self._tracks: dict[str, _Track] = {}
         self._family_skill: dict[str, float] = {}
