@@ -84,7 +84,7 @@ def test_real_clock_changes_leave_station_load_where_it_is_usual() -> None:
     far = np.abs(k - record.usual_HU[:, b.U_STATION]) > 80.0
     for first, last in (("2024-10-25", "2024-11-15"), ("2024-03-29", "2024-04-08")):
         inside = (record.t0_ns >= _ns(first)) & (record.t0_ns < _ns(last))
-        assert far[inside].mean() < 0.15  # two days of three weeks; a fortnight of them with a longer median
+        assert far[inside].mean() < 0.2  # a day or two of each step; more than half with the median of a fortnight
 
 
 def _ns(day: str) -> int:

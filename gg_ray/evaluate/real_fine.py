@@ -25,7 +25,6 @@ from gg_ray.grid import balance as b
 from gg_ray.records import F64, I64, TYPES
 from gg_ray.scenario.balance_record import BalanceRecord
 from gg_ray.scenario.balance_windows import readings, streams_of, windows
-from gg_ray.scenario.history import FOLDER
 from gg_ray.verifier.features import Featurizer
 
 FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 1_001, 1_003
@@ -71,13 +70,19 @@ def score(method: Method, z_SM: F64, t0_ns: I64, scans: int, plan_id: int, least
 def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int) -> list[str]:
     """What a method makes of the two months of FUELINST.  Returns: lines of text; none where the files are missing."""
     paths = [folder / "elexon_fuelinst_5min" / f"fuelinst_{month}.parquet" for month in ("2022-03", "2024-06")]
-    if not all(path.is_file() for path in paths):
-        return []
-    found = [_month(method, path, folder, record, scans) for path in paths]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        return [f"FUELINST not scored: {', '.join(missing)} not in the data folder"]
+    found = [_month(method, path, record, scans) for path in paths]
     march, june = found
     calm = march.score[(march.t0_ns < _ns("2022-03-15T00:00")) & np.isfinite(march.score)]
+    if not calm.size:
+        return ["FUELINST not scored: 1-14 March 2022 holds no window"]
     limit = float(calm.max())
-    lines = [f"FUELINST threshold {limit:.2f}: the most of 1-14 March 2022, {calm.size} windows"]
+    lines = [
+        f"FUELINST threshold {limit:.2f}: the most of 1-14 March 2022, {calm.size} windows; demand is given in neither"
+        " month (the folder has none of 2022), so both laws are silent and moves alone tell"
+    ]
     for first, end, name in _EVENTS:
         series = march if first < "2023" else june
         rows = np.flatnonzero((series.t0_ns >= _ns(first)) & (series.t0_ns < _ns(end)))
@@ -101,15 +106,10 @@ def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int
     return lines
 
 
-def _month(method: Method, path: Path, folder: Path, record: BalanceRecord, scans: int) -> FineSeries:
+def _month(method: Method, path: Path, record: BalanceRecord, scans: int) -> FineSeries:
     history = read_any(path)
-    tables = [history]
-    year = int(history.t0_ns[0].astype("datetime64[ns]").astype("datetime64[Y]").astype(int)) + 1970
-    half = folder / FOLDER / f"fuelhh_{year}.csv"
-    if half.is_file():
-        tables.append(read_any(half))
     start, end = int(history.t0_ns[0]), int(history.t0_ns[-1]) + 300 * 10**9
-    table = from_columns(tables, 300, start, end)
+    table = from_columns([history], 300, start, end)
     at = np.clip((table.t0_ns - int(record.t0_ns[0])) // HALF_HOUR_NS, 0, record.t0_ns.size - 1)
     z = readings(streams_of(table), record.usual_HU[at], 300.0)
     return score(method, z, table.t0_ns, scans, FIVE_MINUTE_PLAN)
@@ -122,8 +122,9 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
     """
     event = folder / "neso_frequency" / "neso-frequency-2019-08-09-event-window.csv"
     busy = folder / "neso_frequency" / "system_frequency_1s_2026-06-22_to_23.parquet"
-    if not event.is_file() or not busy.is_file():
-        return [], {}
+    missing = [path.name for path in (event, busy) if not path.is_file()]
+    if missing:
+        return [f"FREQ not scored: {', '.join(missing)} not in the data folder"], {}
     trace = sample(read_any(busy, zone="UTC"))
     june = _trace(method, trace, scans)
     hertz = trace.value_HC[:, 0]
@@ -145,7 +146,8 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
     for phase in (0, 5, 10):
         trace = sample(read_any(event), 15, phase)
         series, hertz = _trace(method, trace, scans), trace.value_HC[:, 0]
-        after = np.flatnonzero(series.t0_ns > FAULT_NS)
+        after, before = np.flatnonzero(series.t0_ns > FAULT_NS), np.flatnonzero(series.t0_ns <= FAULT_NS)
+        early = int((np.nan_to_num(series.disturbance[before], nan=-np.inf) > calm).sum())
         alarm = after[series.disturbance[after] > calm]
         false = int((series.score[after] > limit).sum())
         said = "no disturbance seen: MISSED"
@@ -153,7 +155,8 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
             delay = (int(series.t0_ns[alarm[0]]) - FAULT_NS) / 1e9
             said = f"disturbance after {delay:.0f} s, sample {int(alarm[0] - after[0]) + 1}, {hertz[alarm[0]]:.3f} Hz"
         lines.append(
-            f"9 August 2019, samples at phase {phase} s: {said}; called implausible at {false} of {after.size}"
+            f"9 August 2019, samples at phase {phase} s: {said}; alarms before the fault: {early} of"
+            f" {before.size}; called implausible at {false} of {after.size}"
         )
         if phase == 0:
             found = {
@@ -168,6 +171,9 @@ def _trace(method: Method, trace: History, scans: int) -> FineSeries:
     start = int(trace.t0_ns[0]) // (15 * 10**9) * 15 * 10**9
     count = trace.t0_ns.size
     z = np.full((count + scans - 1, b.balance_plan(FREQUENCY_PLAN).size), np.nan)
+    z[:, b.M_STATION_USUAL :] = b.readings_of(  # what is usual travels with every window
+        np.full((1, len(b.CHANNELS)), np.nan), b.usual(600.0, 0.0, 40.0, 100.0)[None]
+    )[:, b.M_STATION_USUAL :]
     z[scans - 1 :, b.M_FREQUENCY] = trace.value_HC[:, 0] / b.F0_HZ
     times = start + 15 * 10**9 * (np.arange(count + scans - 1) - scans + 1)
     whole = score(method, z, times, scans, FREQUENCY_PLAN, _LEAST_FREQUENCY)

@@ -160,9 +160,10 @@ class SuiteMaker:
         name = int.from_bytes(hashlib.blake2b(self.case.name.encode(), digest_size=4).digest(), "little")
         return np.random.default_rng([SUITE_SEED, purpose[0], name, *purpose[1:]])
 
-    def _programs(
+    def programs(
         self, stratum: Stratum, count: int, rng: np.random.Generator, plans: Sequence[int]
     ) -> list[Program]:  # fmt: skip
+        """Uniformly drawn programs of a stratum, plans in turn.  Raises: GrammarError where it has no primitive."""
         out = []
         for index in range(count):
             plan = plans[index % len(plans)]
@@ -185,7 +186,7 @@ class SuiteMaker:
             if len(out) >= count:
                 break
             attempts = self.executor.run(
-                self._programs(stratum, max(8, count - len(out)), rng, plans or self.plans), split
+                self.programs(stratum, max(8, count - len(out)), rng, plans or self.plans), split
             )
             solves += sum(a.solves for a in attempts)
             for attempt, verdict in zip(attempts, gates.check(attempts, rng), strict=True):
@@ -197,12 +198,6 @@ class SuiteMaker:
                 family = first_family(attempt.program)
                 out.append((window, attempt.main.labels, family, attempt.d_eff, hard, attempt.plan.plan_id))
         return out[:count], solves
-
-    def family_group(
-        self, split: str, stratum: Stratum, count: int, plan: int, rng: np.random.Generator
-    ) -> Group:  # fmt: skip
-        """Gated windows of one stratum under one metering plan.  Raises: GrammarError where it has no primitive."""
-        return self._group(self._gated(split, stratum, count, rng, (plan,))[0])
 
     def _group(self, items: Sequence[tuple[Window, Labels, str, float, bool, int]]) -> Group:
         plan = self.executor.grammar.plan(items[0][5])

@@ -38,7 +38,7 @@ SUPPORT_BINS = 3
 FIRST_ONSET = 2
 TAIL_SCANS = 4
 _METERED = ("meter", "load_metered")
-_NATIONAL = ("stream", "power_stream", "supply", "link", "fleet", "plant", "country")
+_NATIONAL = ("stream", "power_stream", "supply", "record", "link", "fleet", "plant", "country", "sampled")
 """An event starts at least this many scans before the end of the window."""
 
 
@@ -123,7 +123,7 @@ def _table() -> dict[str, Primitive]:
         Primitive("plant_trip", "hard", "", "plant", True, durations=2),
         Primitive("balance_wind_ramp", "hard", "", "country", True, durations=1),
         Primitive("clock_change", "hard", "", "country", True, durations=1),
-        Primitive("frequency_excursion", "hard", "", "country", True, durations=1),
+        Primitive("frequency_excursion", "hard", "", "sampled", True, durations=1),
         Primitive("stream_unit_error", "anomalous", "S1", "power_stream", False, supports=3),
         Primitive("stream_sign_flip", "anomalous", "S1", "power_stream", False),
         Primitive("shifted_period", "anomalous", "S1", "supply", False, supports=3),
@@ -131,7 +131,7 @@ def _table() -> dict[str, Primitive]:
         Primitive("stream_drift", "anomalous", "S2", "stream", True, durations=2),
         Primitive("stream_scale", "anomalous", "S3", "power_stream", True),
         Primitive("zeroed_publication", "anomalous", "S3", "supply", False, supports=3),
-        Primitive("dead_record", "anomalous", "S3", "supply", False, supports=3),
+        Primitive("dead_record", "anomalous", "S3", "record", False, supports=3),
         Primitive("stream_freeze", "anomalous", "S4", "stream", False, durations=2, supports=3),
         Primitive("stream_spike", "anomalous", "S4", "stream", True, durations=1),
         Primitive("stream_replay", "anomalous", "A1", "supply", False, supports=3),
@@ -217,7 +217,8 @@ class Grammar:
         hub = np.arange(names.size) == balance.HUB
         kinds = {
             "stream": supply | demand | hub, "power_stream": supply | demand, "supply": supply, "link": links,
-            "fleet": supply & ~links, "plant": plants | links, "country": hub,
+            "fleet": supply & ~links & (names != "PS"), "plant": plants | links, "country": hub, "record": supply,
+            "sampled": hub,
         }  # fmt: skip
         return {kind: self._bus_mask(mask) for kind, mask in kinds.items()}
 
@@ -262,27 +263,24 @@ class Grammar:
         place = PRIMITIVES[name].place
         if place not in _METERED:
             mask = self._static.get(place, np.zeros(self.places, dtype=bool))
-            return mask & self._published(name, plan) if self.national else mask
+            return mask & self._published(place, plan) if self.national else mask
         if self.national:
             return np.zeros(self.places, dtype=bool)
         return _metered(self.case.name, plan)[0 if place == "meter" else 1]
 
-    def _published(self, name: str, plan: MeterPlan) -> Bool:
-        """[N + E] places at which a word makes sense at this cadence.
+    def _published(self, kind: str, plan: MeterPlan) -> Bool:
+        """[N + E] places of a kind that make sense at this cadence.
 
-        Demand has no 15-s publication, frequency hardly a half-hourly one, and only a half-hour holds five-minute
-        records that can be dead. Pumped storage is in no list of codes that are booked one for another.
+        Demand has no 15-s publication, frequency hardly a half-hourly one (`stream`, `sampled`), and only a half-hour
+        holds five-minute records that can be dead (`record`).
         """
-        mask = np.ones(self.places, dtype=bool)
-        step = balance.cadence_of(plan.plan_id)
+        mask, step = np.ones(self.places, dtype=bool), balance.cadence_of(plan.plan_id)
         if step == 15.0:
             mask[[balance.DEMAND, balance.STATION]] = False
-        if step == 1_800.0 and PRIMITIVES[name].place == "stream":
+        if step == 1_800.0 and kind in ("stream", "sampled"):
             mask[balance.HUB] = False
-        if (name == "dead_record" and step != 1_800.0) or (name == "frequency_excursion" and step == 1_800.0):
+        if step != 1_800.0 and kind == "record":
             mask[:] = False
-        if name == "code_swap":
-            mask[balance.BUSES.index("PS")] = False
         return mask
 
     def onset_mask(self, name: str) -> Bool:
