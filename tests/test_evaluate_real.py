@@ -115,7 +115,7 @@ def test_dead_publications_are_found_at_once_and_counted_apart(config: RunConfig
     assert (tmp_path / "test_year.png").is_file()
     assert "FUELINST not scored: fuelinst_2022-03.parquet" in text  # what the folder lacks is said
     assert "Not drawn: 9 August 2019" in text
-    assert "validation, zero_publication: 1 of 1 found were called S3, their family" in text
+    assert "validation, zero_publication: 1 of 1 found were called S3, the family of such defects" in text
 
 
 def test_without_the_folder_the_way_out_is_named(config: RunConfig) -> None:
