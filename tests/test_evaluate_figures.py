@@ -90,3 +90,18 @@ def test_nothing_to_draw_is_said(name: str, tmp_path: Path) -> None:
 def test_pyplot_is_not_imported() -> None:
     code = "import sys, gg_ray.evaluate.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_scores_by_year_leave_out_years_that_were_hardly_scored(tmp_path: Path) -> None:
+    times = np.arange("2022-12-25", "2024-01-05", np.timedelta64(30, "m"), dtype="datetime64[ns]").astype(np.int64)
+    score = np.where(times > np.datetime64("2023-01-01", "ns").astype(np.int64), 1.0, np.nan)
+    bad = np.zeros(times.size, dtype=bool)
+    bad[5_000] = True
+    assert figures.year_scores(times, score, bad, 0.5, tmp_path / "y.png").stat().st_size > 5_000
+    with pytest.raises(figures.FigureError, match="no window"):
+        figures.year_scores(times, np.full(times.size, np.nan), bad, 0.5, tmp_path / "n.png")
+
+
+def test_a_frequency_event_without_its_trace_is_said(tmp_path: Path) -> None:
+    with pytest.raises(figures.FigureError, match="not in the data folder"):
+        figures.frequency_event({}, tmp_path / "f.png")

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
+from matplotlib.dates import DateFormatter
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
@@ -226,11 +227,11 @@ def year_scores(t0_ns_H: ArrayLike, score_H: ArrayLike, bad_H: ArrayLike, thresh
     scores, bad = np.asarray(score_H, dtype=np.float64), np.asarray(bad_H, dtype=bool)
     if not np.isfinite(scores).any():
         raise FigureError("scores by time: no window was scored")
-    figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots(4, 1)
     years = times.astype("datetime64[Y]").astype(int) + 1970
-    shown = [year for year in np.unique(years) if np.isfinite(scores[years == year]).sum() > 48]
-    for ax, year in zip(axes, shown[-4:], strict=False):
+    shown = [year for year in np.unique(years) if np.isfinite(scores[years == year]).mean() > 0.1] or [years[0]]
+    figure = Figure(figsize=(10.0, 2.2 * len(shown) + 0.2), dpi=DPI, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(shown), 1))
+    for ax, year in zip(axes, shown, strict=True):
         _style(ax)
         here = years == year
         ax.plot(times[here], scores[here], color=COLOURS[0], linewidth=0.5)
@@ -256,6 +257,8 @@ def frequency_event(event: Mapping[str, ArrayLike], path: Path) -> Path:
     low.plot(times, np.asarray(event["disturbance"]), color=COLOURS[2], label="disturbance")
     low.plot(times, np.asarray(event["implausible"]), color=COLOURS[1], linestyle="--", label="implausible")
     low.set_ylabel("logit", fontsize=10)
+    low.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
+    low.set_xlabel("UTC", fontsize=10)
     low.legend(fontsize=9, frameon=False)
     return _save(figure, path)
 
