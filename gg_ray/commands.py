@@ -49,6 +49,8 @@ def evaluate_model(
     torch.set_num_threads(1)
     if suite != REAL_SUITE:
         check_suite(suite)
+    elif cases or days is not None:
+        raise ConfigError(f"suite {REAL_SUITE} has one grid and days of its own: leave --cases and --days out")
     registry = find_registry(RUNS, run)
     network, version = load_network(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
