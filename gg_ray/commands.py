@@ -54,6 +54,11 @@ def evaluate_model(
     registry = find_registry(RUNS, run)
     network, version = load_network(registry, model)
     config = with_data(load(str(registry.root.parent / "config.yaml")))
+    if suite == REAL_SUITE and BALANCE_CASE not in config.scenario.cases:
+        raise ConfigError(
+            f"suite {REAL_SUITE}: {version.id} was trained on {', '.join(config.scenario.cases)}; train one with gg-ray"
+            " train --config gb-balance"
+        )
     check_cases(cases, "--cases")
     sizes = config.evaluate
     sizes = replace(
@@ -93,13 +98,8 @@ def _evaluate_real(
 ) -> int:  # fmt: skip
     """The suite on the real GB record: prints the tables and notes, writes results.json, report.md and figures.
 
-    Raises: ConfigError for a model of another grid, or without the data folder.
+    Raises: ConfigError without the data folder.
     """
-    if BALANCE_CASE not in config.scenario.cases:
-        raise ConfigError(
-            f"suite {REAL_SUITE}: {version.id} was trained on {', '.join(config.scenario.cases)}; train one with"
-            " gg-ray train --config gb-balance"
-        )
     info = BlockInfo(
         fold=config.scenario.fold, model=version.id, seed=config.seed, commit=provenance.git_commit(),
         learner_steps=int(version.metrics.get("learner_steps") or 0),
