@@ -399,7 +399,7 @@ def test_evaluate_in_parallel_gives_the_rows_of_one_process(screen: Screen, home
         (2, ("--windows", "0"), "evaluate.windows: 0; at least 1"),
         (2, ("--windows", "-1"), "evaluate.windows: -1; at least 1"),
         (2, ("--days", "0"), "evaluate.days: 0; at least 1"),
-        (2, ("--suite", "real-gb"), "suite real-gb: v1 was trained on case14; train one with gg-ray"),
+        (2, ("--suite", "real-gb"), "suite real-gb: verifier/v1 was trained on case14; train one with"),
         (2, ("--suite", "real-gb", "--days", "3"), "suite real-gb has one grid and days of its own"),
         (1, ("--model", "v9"), "no verifier 'v9'"),
         (1, ("--model", "champion"), "it is not set: use `gg-ray promote`"),
