@@ -245,16 +245,13 @@ def test_what_arrives_does_not_depend_on_the_label(executor: BalanceExecutor) ->
 
 def test_derived_readings_go_with_the_streams_they_need(executor: BalanceExecutor) -> None:
     attempt = executor.run([program()])[0]
+    gone = 0
     for seed in range(40):
         window, _ = executor.realise(attempt, seed)
         missing = np.isnan(window.z_TM[:, b.M_SUPPLY]).any(axis=1)
-        alive = np.isfinite(executor.run([program()])[0].main.mean_TM[:, 1]).any()  # type: ignore[union-attr]
-        assert alive
         assert np.isnan(window.z_TM[missing][:, b.M_UNREPORTED]).all()
-        if missing.any():
-            break
-    else:
-        pytest.fail("no reading was ever missing in 40 deliveries")
+        gone += int(missing.any())
+    assert gone > 5
 
 
 def test_features_are_finite_for_absurd_readings(executor: BalanceExecutor) -> None:

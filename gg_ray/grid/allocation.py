@@ -1,6 +1,6 @@
 """National figures spread over the 29 buses of `gb29`: context for a map, never a measurement of a bus.
 
-Flow:    elexon.scans (one scan of streams) -> [allocation] -> serve (map), docs
+Flow:    elexon.scans (one scan of streams) -> [allocation] -> the map of the live path (its first caller comes with it)
 Source:  demand by year: PyPSA-GB `Demand_Distribution.csv` in the data folder; landing points of links: its `links.csv`
          and `links_future.csv` (docs/gb-data.md); fuels: installed capacity of the case (pandapower, BSD)
 Shapes:  N merged nodes of gb29, C supply streams in FUEL_TYPES order
