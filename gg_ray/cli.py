@@ -128,7 +128,7 @@ class EvaluateOptions:
     model: str = "champion"
     """champion, challenger, latest or a version such as v3."""
     suite: str = "quick"
-    """quick (windows and timelines), windows or timelines."""
+    """quick (windows and timelines), windows or timelines; real-gb for a model of the national balance graph."""
     run: str | None = None
     """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given."""
     out: Path | None = None
