@@ -35,11 +35,10 @@ class NoEffect(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corruption:
-    """The corrupted publication [A + T, C] and where: channels that lie, scans of the window."""
+    """The corrupted publication [A + T, C] and the channels that lie in it."""
 
     value_TC: F64
     channels: tuple[int, ...]
-    when: slice
 
 
 def corrupt(frame: Frame, published_TC: F64, event: Event, channel: int, rng: np.random.Generator) -> Corruption:
@@ -66,7 +65,6 @@ def corrupt(frame: Frame, published_TC: F64, event: Event, channel: int, rng: np
     elif name == "stream_spike":
         length = 1 if channel == FREQ else frame.block
         out[inside.start : inside.start + length, channel] += 1.0
-        when = slice(when.start, min(when.start + length, frame.scans))
     elif name == "zeroed_publication":
         touched = _group(event.support, channel)
         for column in touched:
@@ -91,7 +89,7 @@ def corrupt(frame: Frame, published_TC: F64, event: Event, channel: int, rng: np
     touched = tuple(c for c in touched if changed[c])
     if not touched:
         raise NoEffect(f"{name}: nothing changes")
-    return Corruption(value_TC=out, channels=touched, when=when)
+    return Corruption(value_TC=out, channels=touched)
 
 
 def _group(support: int, channel: int) -> tuple[int, ...]:
