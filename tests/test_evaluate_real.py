@@ -102,6 +102,9 @@ def test_dead_publications_are_found_at_once_and_counted_apart(config: RunConfig
     budget = {block.suite: block.budget for block in found.blocks}
     assert budget["real-gb/publications/test"]["listed_events"] == 1
     assert budget["real-gb/publications/test"]["unlisted_events"] == 1
+    # the quarter of this record that precedes is too short for a moving year: no threshold is given, nothing is found
+    assert rows["trailing_year", "zero_publication"].event_recall == 0.0
+    assert np.isinf(found.trailing["verifier"]).all()
     twins = [row.recall_at_fpr for block in found.blocks if block.suite.endswith("seeded") for row in block.rows]
     assert max(value for value in twins if value is not None) < 0.5
     assert "seasonal_naive" in found.thresholds

@@ -10,7 +10,7 @@ at the same thresholds: an alarm on them would be an alarm about the feed and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,14 @@ from gg_ray.evaluate.results import Row
 from gg_ray.evaluate.scoring import Method
 from gg_ray.evaluate.suites import SuiteMaker
 from gg_ray.grid import balance as b
-from gg_ray.records import FAMILIES, Bool, Labels, Window
+from gg_ray.records import F64, FAMILIES, I64, Bool, Labels, Window
 from gg_ray.scenario.balance_executor import BalanceExecutor
 from gg_ray.scenario.gates import Gates
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.verifier.features import Featurizer, Prepared
 
+Limit = Callable[[str, I64], F64]
+"""Threshold of a method for windows whose newest scans start at given times (ns)."""
 _ROUNDS = 40
 
 
@@ -41,9 +43,9 @@ class _Pairs:
 
 
 def seeded_rows(
-    maker: SuiteMaker, methods: Sequence[Method], thresholds: Mapping[str, float], windows: int, plan_id: int
-) -> tuple[list[Row], float]:
-    """Rows of every method on every family, and the median d_eff of what was asked.
+    maker: SuiteMaker, methods: Sequence[Method], limits: Mapping[str, Limit], windows: int, plan_id: int
+) -> tuple[dict[str, list[Row]], float]:
+    """Rows of every method on every family under each kind of threshold, and the median d_eff of what was asked.
 
     event_recall is the share of corrupted windows above the threshold, recall_at_fpr the same of their twins (false),
     balanced_accuracy the mean of the first and one minus the second, top1 how often the top bus lies.
@@ -53,27 +55,32 @@ def seeded_rows(
     if not isinstance(executor, BalanceExecutor):
         raise ConfigError(f"seeded corruption of the record: needs {BALANCE_CASE}, not {maker.case.name}")
     rng = np.random.default_rng(20_261_125)
-    rows: dict[str, list[Row]] = {method.name: [] for method in methods}
+    rows: dict[str, dict[str, list[Row]]] = {kind: {m.name: [] for m in methods} for kind in limits}
     d_eff: list[float] = []
     executor.as_recorded = True
     try:
         for family in (f for f in FAMILIES if executor.grammar.primitives("anomalous", f)):
             pairs = _pairs(maker, executor, family, windows, plan_id, rng)
             d_eff += pairs.d_eff
+            newest = np.array([w.t0_ns + int((len(w.z_TM) - 1) * w.step_s * 1e9) for w in pairs.false.windows])
             for method in methods:
                 said, twin = method.output(pairs.false), method.output(pairs.honest)
-                found = float((said.score_B > thresholds[method.name]).mean())
-                wrong = float((twin.score_B > thresholds[method.name]).mean())
                 top = None
                 if said.node_BN is not None:
                     top = float(pairs.places[np.arange(len(pairs.places)), said.node_BN.argmax(axis=1)].mean())
-                rows[method.name].append(Row(
-                    method=method.name, family=family, event_recall=found, recall_at_fpr=wrong,
-                    balanced_accuracy=0.5 * (found + 1.0 - wrong), top1=top,
-                ))  # fmt: skip
+                for kind, limit in limits.items():
+                    threshold = limit(method.name, newest)
+                    found, wrong = float((said.score_B > threshold).mean()), float((twin.score_B > threshold).mean())
+                    rows[kind][method.name].append(Row(
+                        method=method.name, family=family, event_recall=found, recall_at_fpr=wrong,
+                        balanced_accuracy=0.5 * (found + 1.0 - wrong), top1=top,
+                    ))  # fmt: skip
     finally:
         executor.as_recorded = False
-    flat = [row for own in rows.values() for row in (*own, results.macro_row(own[0].method, own))]
+    flat = {
+        kind: [row for own in by_method.values() for row in (*own, results.macro_row(own[0].method, own))]
+        for kind, by_method in rows.items()
+    }
     return flat, float(np.median(d_eff))
 
 
