@@ -205,7 +205,9 @@ def test_benign_events_keep_the_laws_and_the_limits_of_plant(
     assert np.mean([a.in_bounds for a in good]) > 0.9
     for attempt in good:
         assert attempt.main is not None
-        assert attempt.main.labels.disturbance <= (word in ("plant_trip", "frequency_excursion"))
+        # frequency drifts out of the operational band by itself, for minutes, on busy days
+        labels = attempt.main.labels
+        assert labels.disturbance <= (word in ("plant_trip", "frequency_excursion") or labels.severity > 0)
 
 
 @pytest.mark.parametrize(("plan_id", "fuels", "demand"), [(0, 24, 24), (1, 24, 4), (3, 1, 0)])

@@ -19,13 +19,13 @@ from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import F64, Bool
 
 C128 = NDArray[np.complex128]
-_FREQUENCY_SPREAD_HZ = 0.065
+_FREQUENCY_SPREAD_HZ = 0.076
 _RATED_SIGMA = 0.025
 """Share of its capacity by which a link's reading may pass 105 % of it before that is one sigma off."""
 _MEMORY_S = 60_000.0
 """Time constant of supply and demand: half-hourly correlation 0.97."""
 _LAW_RHO = (0.3, 0.6)
-_FREQUENCY_RHO = {1_800.0: 0.2, 300.0: 0.35, 15.0: 0.85}
+_FREQUENCY_RHO = {1_800.0: 0.29, 300.0: 0.77, 15.0: 0.98}
 
 
 def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:

@@ -43,9 +43,10 @@ _SYNCHRONOUS = [CHANNELS.index(name) for name in ("BIOMASS", "CCGT", "COAL", "NP
 SECOND_NS = 1_000_000_000
 _FINE_MOVE = {WIND: 35.0, PS: 40.0}
 """AR(1) moves about the interpolated half-hours, MW: as large as in the five-minute record of July 2019."""
-_FREQUENCY_SIGMA_HZ, _FREQUENCY_MEMORY_S = 0.062, 90.0
-_MEAN_FREQUENCY = {1_800.0: (0.012, 0.2), 300.0: (0.04, 0.35)}
-"""Spread (Hz) and scan-to-scan correlation of frequency means over a scan."""
+_FREQUENCY_SIGMA_HZ, _FREQUENCY_MEMORY_S = 0.076, 730.0
+"""Of 22 June 2026: correlation .99, .76 and .41 over 15 s, 4 and 10 min; steps of 0.013 Hz. Excursions last minutes."""
+_MEAN_FREQUENCY = {1_800.0: (0.055, 0.29), 300.0: (0.072, 0.77)}
+"""Spread (Hz) and scan-to-scan correlation of frequency means over a scan; the same day."""
 INERTIA_S = (3.5, 6.0)
 """Inertia constant of synchronous plant, s on its rating."""
 _LOADING = 0.62
