@@ -174,7 +174,19 @@ class LossConfig:
     """The physics weight rises linearly over these steps: early states are far from any power flow."""
     twin: float = 0.5
     twin_margin: float = 1.0
+    """Least distance (logits) asked for between an anomaly and its twin."""
+    twin_slope: float = 0.0
+    """Distance (logits) asked for per unit of d_eff: a score that goes on rising with the evidence."""
+    twin_limit: float = 16.0
+    """Most that is asked for."""
     focal_gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(self.twin_slope >= 0, f"learner.loss.twin_slope: {self.twin_slope}; at least 0")
+        _check(
+            0 <= self.twin_margin <= self.twin_limit,
+            f"learner.loss.twin_limit: {self.twin_limit}; at least twin_margin, {self.twin_margin}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

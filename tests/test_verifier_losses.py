@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gg_ray.config import LossConfig, VerifierConfig
+from gg_ray.config import ConfigError, LossConfig, VerifierConfig
 from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic, GraphBatch, from_arrays
 from gg_ray.verifier.losses import bus_injections, focal_bce, power_mismatch, verifier_loss
 from gg_ray.verifier.model import Verifier, VerifierOutput
@@ -205,7 +205,8 @@ def test_importance_weights_scale_their_window() -> None:
 
 def test_one_class_and_no_pairs_are_accepted() -> None:
     batch = labelled_batch()
-    benign = dataclasses.replace(batch, y_impl=torch.zeros(4), pairs=torch.zeros(2, 0, dtype=torch.int64))
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    benign = dataclasses.replace(batch, y_impl=torch.zeros(4), pairs=none, pair_d=torch.zeros(0))
     loss, terms = verifier_loss(output_for(batch, 1.0), benign, LossConfig(), 0)
     assert bool(loss.isfinite())
     assert float(terms["twin"]) == 0.0
@@ -233,6 +234,26 @@ def test_twin_hinge_counts_the_missing_margin() -> None:
     output = dataclasses.replace(output_for(batch, 1.0), implausible=torch.tensor([0.25, 0.0, 3.0, 1.0]))
     _, terms = verifier_loss(output, batch, LossConfig(), 0)
     assert float(terms["twin"]) == pytest.approx(0.75 / 2)
+
+
+@pytest.mark.parametrize(
+    ("d_eff", "missing"),
+    [((3.0, 3.0), (1.5 - 0.25, 0.0)), ((10.0, 400.0), (5.0 - 0.25, 8.0 - 2.0)), ((0.0, 1.0), (1.0 - 0.25, 0.0))],
+)
+def test_the_margin_of_a_pair_rises_with_its_detectability(
+    d_eff: tuple[float, float], missing: tuple[float, float]
+) -> None:
+    batch = dataclasses.replace(labelled_batch(), pair_d=torch.tensor(d_eff))
+    output = dataclasses.replace(output_for(batch, 1.0), implausible=torch.tensor([0.25, 0.0, 3.0, 1.0]))
+    _, terms = verifier_loss(output, batch, LossConfig(twin_slope=0.5, twin_limit=8.0), 0)
+    assert float(terms["twin"]) == pytest.approx(sum(missing) / 2)
+
+
+def test_margins_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="twin_limit"):
+        LossConfig(twin_margin=2.0, twin_limit=1.0)
+    with pytest.raises(ConfigError, match="twin_slope"):
+        LossConfig(twin_slope=-0.1)
 
 
 def test_physics_weight_warms_up() -> None:

@@ -136,6 +136,8 @@ class GraphBatch:
     """i64 [2, P] anomalous graph, its benign twin"""
     weight: Tensor | None = None
     """f32 [B] importance weights"""
+    pair_d: Tensor | None = None
+    """f32 [P] detectability d_eff of the anomaly of each pair"""
 
     def to(self, device: torch.device | str) -> GraphBatch:
         """The same batch with every tensor on device (tensors already there are shared, not copied)."""
@@ -184,6 +186,7 @@ def collate(
     batch.y_edge = _f32(np.concatenate([label.edge_E for label in labels]))
     batch.state = _f32(np.concatenate([item.state_N2 for item in items]))
     batch.pairs = _pairs(items)
+    batch.pair_d = torch.tensor([items[i].d_eff for i in batch.pairs[0].tolist()], dtype=torch.float32)
     batch.weight = torch.from_numpy(weight.copy())
     return batch
 

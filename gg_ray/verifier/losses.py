@@ -38,8 +38,10 @@ def verifier_loss(
     y_dist, severity, y_node, y_edge = batch.y_dist, batch.severity, batch.y_node, batch.y_edge
     if y_impl is None or y_dist is None or severity is None or y_type is None:
         raise ValueError("verifier_loss needs a labelled batch: collate(..., labelled=True)")
-    if y_node is None or y_edge is None or state is None or batch.pairs is None or batch.weight is None:
+    if y_node is None or y_edge is None or state is None or batch.weight is None:
         raise ValueError("verifier_loss needs node, edge and state labels: collate(..., labelled=True)")
+    if batch.pairs is None or batch.pair_d is None:
+        raise ValueError("verifier_loss needs pairs of windows and twins: collate(..., labelled=True)")
     weight = batch.weight
     terms = {
         "implausible": _balanced_bce(output.implausible, y_impl, weight),
@@ -52,7 +54,7 @@ def verifier_loss(
         "edge": focal_bce(output.edge, y_edge, weight[batch.edge_graph], config.focal_gamma, batch.n_graphs),
         "state": _state_nll(output, state, weight[batch.graph]),
         "physics": power_mismatch(output.state_mu, batch),
-        "twin": _twin_hinge(output.implausible, batch.pairs, config.twin_margin),
+        "twin": _twin_hinge(output.implausible, batch.pairs, batch.pair_d, config),
     }
     share = {
         "implausible": 1.0,
@@ -150,7 +152,12 @@ def _state_nll(output: VerifierOutput, state: Tensor, weight: Tensor) -> Tensor:
     return (weight[:, None] * 0.5 * (logvar + error.square() * torch.exp(-logvar))).mean()
 
 
-def _twin_hinge(logit: Tensor, pairs: Tensor, margin: float) -> Tensor:
-    """Mean of [margin - (anomalous - twin)]_+ over pairs; 0 without pairs."""
+def _twin_hinge(logit: Tensor, pairs: Tensor, d_eff: Tensor, config: LossConfig) -> Tensor:
+    """Mean of [margin - (anomalous - twin)]_+ over pairs; 0 without pairs.
+
+    The margin rises with d_eff, since the log-likelihood ratio that the logit stands for does (Neyman and Pearson 1933:
+    its means under the two hypotheses lie d_eff^2 apart). Cross-entropy alone stops asking once a window is classified.
+    """
     gap = logit[pairs[0]] - logit[pairs[1]]
+    margin = (config.twin_slope * d_eff).clamp(config.twin_margin, config.twin_limit)
     return fn.relu(margin - gap).sum() / max(1, pairs.shape[1])
