@@ -115,6 +115,7 @@ def labelled_batch(seed: int = 0, graphs: int = 4, scans: int = 16) -> GraphBatc
         y_edge=torch.tensor((rng.random(graphs * e) < 0.2) & np.repeat(implausible, e), dtype=torch.float32),
         state=torch.tensor(state.reshape(-1, 2), dtype=torch.float32),
         pairs=torch.tensor([[0, 2], [1, 3]]),
+        pair_d=torch.tensor([3.0, 8.0]),
         weight=torch.ones(graphs),
     )
 
