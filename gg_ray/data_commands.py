@@ -32,7 +32,7 @@ from gg_ray.elexon.history import UnknownForm
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.scans import STEPS
 from gg_ray.elexon.source import GridSource, stream_of
-from gg_ray.elexon.sources import HISTORY_SOURCES, SOURCES, make_source
+from gg_ray.elexon.sources import ALONE, HISTORY_SOURCES, POLLED, SOURCES, Shared, make_source
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
 from gg_ray.elexon.times import DAY, INSTANT, aware, iso, midnight, utc_now
@@ -46,8 +46,12 @@ SHOWN = 8
 """Findings of a kind that the table shows; --json gives all."""
 
 
-def data_command(options: DataOptions, default_store: Path) -> int:
-    """`gg-ray data …`.  Raises: ConfigError for bad options; ElexonError, OSError."""
+def data_command(options: DataOptions, default_store: Path, shared: AbstractAsyncContextManager[Shared]) -> int:
+    """`gg-ray data …`.
+
+    Args:    shared  opened by fetch and sync, gives what this process shares with others
+    Raises:  ConfigError for bad options; ElexonError, OSError.
+    """
     store = DayStore(options.store or default_store)
     if options.action == "check":
         return _check(options, store)
@@ -64,21 +68,22 @@ def data_command(options: DataOptions, default_store: Path) -> int:
     if options.source in SOURCES and options.source not in HISTORY_SOURCES:
         raise ConfigError(f"--source {options.source} brings no history; choose from {', '.join(HISTORY_SOURCES)}")
     streams = [stream_of(name).name for name in options.stream or SYNCED]
-    source = make_source(options.source, base_url=options.base_url, failed_dir=store.root / "failed")
-    return asyncio.run(_bring(options, streams, source, store, start, end))
+    return asyncio.run(_bring(options, streams, store, shared, start, end))
 
 
 async def _bring(
-    options: DataOptions, streams: Sequence[str], source: GridSource, store: DayStore, start: datetime, end: datetime
-) -> int:
-    with _progress() as show:
-        try:
-            if options.action == "sync":
-                found = await sync(source, streams, store, end, options.days_back, show)
-            else:
-                found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
-        finally:
-            await source.aclose()
+    options: DataOptions, streams: Sequence[str], store: DayStore, shared: AbstractAsyncContextManager[Shared],
+    start: datetime, end: datetime,
+) -> int:  # fmt: skip
+    async with AsyncExitStack() as stack:
+        held = await stack.enter_async_context(shared)
+        source = make_source(options.source, base_url=options.base_url, failed_dir=store.root / "failed", shared=held)
+        stack.push_async_callback(source.aclose)
+        show = stack.enter_context(_progress())
+        if options.action == "sync":
+            found = await sync(source, streams, store, end, options.days_back, show)
+        else:
+            found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
     for summary in found:
         _say(str(summary))
     if store.damaged:
@@ -166,11 +171,11 @@ def tables(found: Quality) -> Iterator[Table]:
 
 
 def feed_command(
-    options: FeedOptions, default_store: Path, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any]
+    options: FeedOptions, default_store: Path, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared]
 ) -> int:
     """`gg-ray feed`.
 
-    Args:    env  where the account of iris is;  short_cache  opened for auto, gives its Cache or None
+    Args:    env  where the account of iris is;  shared  opened by sources that poll, as above
     Raises:  ConfigError for bad options; ElexonError.
     """
     if options.to == "kafka":
@@ -190,23 +195,23 @@ def feed_command(
         feeding.fed(options.streams)
     except ValueError as error:
         raise ConfigError(f"--streams: {error}") from None
-    return asyncio.run(_feed(options, store, env, short_cache, start, end))
+    return asyncio.run(_feed(options, store, env, shared, start, end))
 
 
 async def _feed(
-    options: FeedOptions, store: DayStore, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any],
+    options: FeedOptions, store: DayStore, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared],
     start: datetime | None, end: datetime | None,
 ) -> int:  # fmt: skip
     async with AsyncExitStack() as stack:
-        receiver = cache = None
+        receiver, held = None, ALONE
         if options.source == "iris":
             receiver = await stack.enter_async_context(iris.connected(*iris.account(env)))
-        if options.source == "auto":
-            cache = await stack.enter_async_context(short_cache)
+        if options.source in POLLED:
+            held = await stack.enter_async_context(shared)
         source = make_source(
             options.source, base_url=options.base_url, failed_dir=store.root / "failed", store=store,
             files=options.files, speed=options.speed, start=start, zone=options.zone,
-            week=DayStore(store.root / WEEK), cache=cache, receiver=receiver,
+            week=DayStore(store.root / WEEK), shared=held, receiver=receiver,
         )  # fmt: skip
         stack.push_async_callback(source.aclose)
         return await _say_scans(options, source, start, end)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,9 +24,11 @@ from gg_ray.data_commands import when
 from gg_ray.data_options import DataOptions
 from gg_ray.elexon import iris
 from gg_ray.elexon.errors import Unavailable
+from gg_ray.elexon.sources import ALONE, Shared
 from gg_ray.elexon.store import DayStore
 from gg_ray.options import options_of, parse
 from serve.rediscache import RedisCache
+from serve.redislimits import RedisBucket
 
 ROOT = Path(__file__).resolve().parent.parent
 FUELINST = DATA / "elexon_fuelinst_5min"
@@ -122,18 +123,25 @@ def test_auto_falls_back_on_its_own_week_and_leaves_the_histories_alone(
     assert DayStore(tmp_path / "week").days("FUELINST")[-1] >= (clock.t - timedelta(hours=1)).date()
 
 
-def test_redis_is_the_short_cache_where_it_is_named(
+def test_redis_is_shared_by_what_polls_where_it_is_named(
     service: FakeSource, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(data_commands, "make_source", lambda *_, **parts: given.append(parts["cache"]) or service)
+    given: list[Shared] = []
+    monkeypatch.setattr(data_commands, "make_source", lambda *_, **parts: given.append(parts["shared"]) or service)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
-    args = ["feed", "--streams", "FUELINST", "--once", "--source"]
-    assert [cli.main([*args, name]) for name in ("auto", "insights")] == [0, 0]
-    assert isinstance(given[0], RedisCache)
-    assert given[1] is None
+    feed = ["feed", "--streams", "FUELINST", "--once", "--source"]
+    bring = ["data", "fetch", "--stream", "FUELINST", "--from", "2024-06-04", "--source"]
+    polls = [[*feed, "auto"], [*feed, "insights"], [*bring, "insights"], [*bring, "elexondataportal"]]
+    assert [cli.main(args) for args in polls] == [0] * 4
+    assert {type(held.cache) for held in given} == {RedisCache}
+    assert {type(held.buckets.of("data.elexon.co.uk")) for held in given} == {RedisBucket}
+    given.clear()
+    assert cli.main([*feed, "replay"]) == 0
+    monkeypatch.delenv("REDIS_URL")
+    assert cli.main([*feed, "auto"]) == 0
+    assert given == [ALONE, ALONE]
     monkeypatch.setenv("REDIS_URL", "127.0.0.1:1")
-    assert cli.main([*args, "auto"]) == 2
+    assert [cli.main(args) for args in polls] == [2] * 4
     assert "REDIS_URL: Redis URL must specify" in capsys.readouterr().err
 
 

@@ -11,13 +11,12 @@ from typing import Any, cast
 import pytest
 from elexon_fakes import FakeClock
 from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
-from elexon_server import ElexonServer, client, problem
+from elexon_server import ElexonServer, client, problem, timeless
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
 from gg_ray.elexon.http import HttpClient
 from gg_ray.elexon.insights import InsightsSource
 from gg_ray.elexon.legacy_xml import LEGACY, envelope, items_of
-from gg_ray.elexon.limits import TokenBucket
 from gg_ray.elexon.parse import parse
 from gg_ray.elexon.portal import ElexonDataPortalSource, carried, half_hour_table, read_legacy_xml
 from gg_ray.elexon.rows import FuelRow
@@ -134,7 +133,7 @@ def test_latest_and_health(server: ElexonServer) -> None:
     server.rows["/datasets/FREQ"] = freq(T0, wobble(241))
 
     async def work() -> None:
-        http = HttpClient(server.base_url, bucket=TokenBucket(clock=clock, sleep=clock.sleep))
+        http = HttpClient(server.base_url, buckets=timeless(clock))
         source = ElexonDataPortalSource(InsightsSource(server.base_url, http=http, now=clock.now), now=clock.now)
         latest = await source.latest("FREQ")
         assert len(latest.rows) == 42
