@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from gg_ray.config import ConfigError, did_you_mean
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.elexon import feeding, iris
 from gg_ray.elexon.check import Quality, check_path, streams_in
+from gg_ray.elexon.energy import stored_energies
 from gg_ray.elexon.fetch import Progress, fetch_history, sync
 from gg_ray.elexon.history import UnknownForm
 from gg_ray.elexon.replay import ReplaySource
@@ -86,6 +87,11 @@ async def _bring(
             found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
     for summary in found:
         _say(str(summary))
+    if "INDOD" in streams:
+        first = end - timedelta(days=options.days_back) if options.action == "sync" else start
+        for one in stored_energies(store, first.date(), end.date()):
+            if one.differs:
+                _say(f"INDOD and INDO disagree: {one}")
     if store.damaged:
         _say(f"damaged files set aside: {', '.join(f'{name} {count}' for name, count in store.damaged.items())}")
     return 1 if any(summary.error for summary in found) else 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from gg_ray.data_commands import when
 from gg_ray.data_options import DataOptions
 from gg_ray.elexon import iris
 from gg_ray.elexon.errors import Unavailable
+from gg_ray.elexon.rows import DailyDemandRow
 from gg_ray.elexon.sources import ALONE, Shared
 from gg_ray.elexon.store import DayStore
 from gg_ray.options import options_of, parse
@@ -90,6 +92,25 @@ def test_sync_brings_the_usual_streams_and_fails_aloud(
     assert lines[1].endswith("stopped: 2024-06-03 to 2024-06-04: 503")
     store = DayStore(tmp_path / "other")
     assert store.days("FREQ") == [datetime(2024, 6, day).date() for day in (3, 4)]
+
+
+def test_sync_names_a_day_whose_energy_is_not_that_of_its_half_hours(
+    service: FakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = date(2024, 6, 2)
+    wrong = DailyDemandRow(settlement_date=day, demand_mwh=676_741, published=NOW)
+    DayStore(tmp_path / "store").merge("INDOD", [wrong], NOW)
+    asked = ["data", "sync", "--stream", "DEMAND", "INDOD", "--days-back"]
+    assert cli.main([*asked, "3"]) == 0
+    *streams, said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in streams] == ["DEMAND", "INDOD"]
+    assert re.fullmatch(
+        r"INDOD and INDO disagree: 2024-06-02: INDOD 676,741 MWh, half of its 48 INDO 49\d,\d{3}\.\d MWh", said
+    )
+    assert cli.main([*asked, "1"]) == 0
+    assert "disagree" not in capsys.readouterr().out, "another day's"
+    assert cli.main(["data", "check"]) == 0
+    assert "days off their energy" in capsys.readouterr().out
 
 
 def test_polling_once_says_what_is_new(service: FakeSource, capsys: pytest.CaptureFixture[str]) -> None:
