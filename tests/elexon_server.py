@@ -203,6 +203,12 @@ class ElexonServer:
         assert self.violations == []
 
 
+def serving() -> Iterator[ElexonServer]:
+    """Body of a fixture: a server for one test; whatever was asked wrongly fails it at its end."""
+    with ElexonServer().running() as server:
+        yield server
+
+
 def client(server: ElexonServer, clock: FakeClock, **limits: Any) -> HttpClient:
     """A client of the server whose waits take no time."""
     return HttpClient(

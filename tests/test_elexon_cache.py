@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from elexon_fakes import FakeClock
-from elexon_rows import MINUTE, T0, body, freq, wobble
+from elexon_rows import HOUR, MINUTE, T0, body, freq, wobble
 
 from gg_ray.elexon.cache import KEEP_DAYS, CachedSource, MemoryCache
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NothingStored, RateLimited, Unavailable
@@ -21,7 +21,6 @@ from gg_ray.elexon.source import STREAMS, Fetched, Health
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.times import DAY
 
-HOUR = 60 * MINUTE
 ROWS = parse(STREAMS["FREQ"], body(freq(T0, wobble(4 * 60 * 12 + 1))), T0, T0 + 12 * HOUR).rows
 
 

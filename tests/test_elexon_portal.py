@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from elexon_fakes import FakeClock
-from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
-from elexon_server import ElexonServer, client, problem, timeless
+from elexon_rows import HOUR, MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
+from elexon_server import ElexonServer, client, problem, serving, timeless
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
 from gg_ray.elexon.http import HttpClient
@@ -24,7 +24,7 @@ from gg_ray.elexon.source import STREAMS, Fetched
 
 pytest.importorskip("ElexonDataPortal", reason="no ElexonDataPortal")
 
-HOUR = 60 * MINUTE
+server = pytest.fixture(serving)
 ALWAYS = (T0 - timedelta(days=4000), T0 + timedelta(days=4000))
 pytestmark = pytest.mark.filterwarnings("ignore:Data request was")
 
@@ -46,12 +46,6 @@ def sample(name: str) -> list[dict[str, Any]]:
     starts = [days[0] + 5 * n * MINUTE for n in range(30)]
     return [{"startTime": z(start), "publishTime": z(start + 5 * MINUTE), "demand": 20_000 + n}
             for n, start in enumerate(starts)]  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[ElexonServer]:
-    with ElexonServer().running() as server:
-        yield server
 
 
 def fetch(server: ElexonServer, name: str, start: datetime, end: datetime) -> Fetched:
