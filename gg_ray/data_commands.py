@@ -43,6 +43,8 @@ SINKS = ("stdout",)
 WEEK = "week"
 """Folder in the store's where --source auto keeps its rolling week, trimmed to seven days; the histories never are."""
 HISTORY_SUFFIXES = (".csv", ".parquet")
+WIDE = 160
+"""Columns of a table that goes to a file or another program, which a terminal's width would break in two."""
 SHOWN = 8
 """Findings of a kind that the table shows; --json gives all."""
 
@@ -120,6 +122,8 @@ def _check(options: DataOptions, store: DayStore) -> int:
     """Report on each path. A file named by itself must be a history; in a folder, what is none is passed over."""
     failed = False
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
     for path in options.paths or (store.root,):
         for found in _reports(path, options.zone):
             if isinstance(found, HistoryError):
@@ -130,8 +134,10 @@ def _check(options: DataOptions, store: DayStore) -> int:
             if options.json:
                 _say(json.dumps(found.as_json(), allow_nan=False))
             else:
+                console.print(Text(f"{found.name}  ({found.form}, {found.period_s} s)"), soft_wrap=True)
                 for table in tables(found):
                     console.print(table)
+                console.print()
     return 1 if failed else 0
 
 
@@ -147,6 +153,8 @@ def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
     for file in files:
         try:
             yield from check_path(file, zone)
+        except UnknownForm as error:
+            yield error if file == path else UnknownForm(f"{file}: no history")  # why would be long, and no news
         except HistoryError as error:
             yield error
 
@@ -154,7 +162,7 @@ def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
 def tables(found: Quality) -> Iterator[Table]:
     """What was counted, then the longest findings of each kind."""
     span = f"{iso(found.first_ns)} to {iso(found.last_ns)}" if found.first_ns is not None and found.last_ns else "empty"
-    head = Table(title=Text(f"{found.name}  ({found.form}, {found.period_s} s)"), title_justify="left", box=None)
+    head = Table(box=None)
     head.add_column("count", justify="right")
     head.add_column("what")
     head.add_row(f"{found.rows:,}", Text(f"periods, {span}"))
@@ -165,11 +173,12 @@ def tables(found: Quality) -> Iterator[Table]:
     if not kinds:
         return
     stretches = Table("what", "first (UTC)", "last (UTC)", "periods", "detail", box=None, pad_edge=False)
+    width = len("2024-06-04T12:30" if found.period_s >= 60 else "2024-06-04T12:30:15")
     for kind, count in kinds.items():
         longest = sorted(found.of(kind), key=lambda finding: (-finding.count, finding.first_ns))
         for f in longest[:SHOWN]:
             stretches.add_row(
-                kind.replace("_", " "), iso(f.first_ns)[:16], iso(f.last_ns)[:16], f"{f.count:,}", Text(f.detail)
+                kind.replace("_", " "), iso(f.first_ns)[:width], iso(f.last_ns)[:width], f"{f.count:,}", Text(f.detail)
             )
         if count > SHOWN:
             stretches.add_row("", "", "", "", f"and {count - SHOWN} more (--json)")
@@ -188,7 +197,7 @@ def feed_command(
         raise ConfigError("--to kafka comes with the live service; until then pipe --to stdout")
     if options.to not in SINKS:
         raise ConfigError(f"--to {options.to!r}{did_you_mean(options.to, SINKS) or ';'} choose from {', '.join(SINKS)}")
-    if options.step not in STEPS:
+    if options.step is not None and options.step not in STEPS:
         raise ConfigError(f"--step {options.step}: choose from {', '.join(map(str, STEPS))}")
     if not options.speed > 0:
         raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
@@ -235,14 +244,15 @@ async def _say_scans(options: FeedOptions, source: GridSource, start: datetime |
         _note(str(error) if str(error).startswith(stream) else f"{stream}: {error}")
 
     streams = options.streams or feeding.usual(source.streams)
+    step = options.step or feeding.usual_step(streams)
     if isinstance(source, ReplaySource):
-        said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
+        said = await feeding.replay(source, streams, step, emit, start, end, options.once)
     elif isinstance(source, iris.IrisSource):
-        feed = feeding.Feed(streams, options.step)
+        feed = feeding.Feed(streams, step)
         said = await feeding.push(source, feed, emit, once=options.once, until=end, now=utc_now)
     else:
         said = await feeding.poll(
-            source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=utc_now,
+            source, feeding.Feed(streams, step), emit, once=options.once, until=end, now=utc_now,
             sleep=asyncio.sleep, rng=random.Random(), failed=failed,
         )  # fmt: skip
     return 1 if failures and not said else 0

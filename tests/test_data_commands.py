@@ -212,6 +212,17 @@ def test_replay_prints_one_json_line_per_scan(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == out.splitlines(keepends=True)[0]
 
 
+def test_the_step_is_that_of_the_fuels_unless_it_is_given(
+    service: FakeSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for streams, more, step in (
+        (["FUELHH", "DEMAND", "FREQ"], [], 1800), (["FUELHH"], ["--step", "300"], 300), (["FUELINST"], [], 300),
+        (["FREQ"], [], 300),
+    ):  # fmt: skip
+        assert cli.main(["feed", "--once", "--streams", *streams, *more]) == 0
+        assert {json.loads(line)["step_s"] for line in capsys.readouterr().out.splitlines()} == {step}
+
+
 @with_data
 def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "check", str(FUELINST / "fuelinst_2022-03.parquet")]) == 0
@@ -219,6 +230,7 @@ def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> 
     assert "173" in out
     assert "missing slots" in out
     assert "2022-03-17T10:35" in out
+    assert "INTIFA2 -1,638 MW on 1,000" in out, "broken in two"
     assert cli.main(["data", "check", str(FUELINST), "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["name"]).name for line in found] == [
@@ -226,7 +238,7 @@ def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> 
     ]  # fmt: skip
     assert found[1]["counts"] == {"all_zero_slots": 7}
     assert cli.main(["data", "check", str(DATA / "events")]) == 0  # lists of events are passed over, and said
-    assert capsys.readouterr().err.count("not checked: ") == 2
+    assert capsys.readouterr().err.count(".csv: no history\n") == 2
 
 
 def test_check_of_a_store_and_of_what_cannot_be_read(
@@ -283,7 +295,9 @@ def test_unknown_streams_and_empty_stores_are_exit_code_1(tmp_path: Path, capsys
     assert cli.main(["data", "fetch", "--stream", "FUELINS", "--from", "2024-06-01"]) == 1
     assert "did you mean FUELINST" in capsys.readouterr().err
     assert cli.main(["feed", "--source", "replay", "--store", str(tmp_path)]) == 1
-    assert "nothing is recorded there" in capsys.readouterr().err
+    assert f"nothing is recorded in {tmp_path}; gg-ray data fetch fills a store" in capsys.readouterr().err
+    assert cli.main(["feed", str(tmp_path), "--source", "replay"]) == 1
+    assert f"{tmp_path}: a folder; name the files in it" in capsys.readouterr().err
 
 
 def test_days_and_times() -> None:
