@@ -234,7 +234,7 @@ def data(args: Sequence[str]) -> int:
     options = parse(DataOptions, args, prog="gg-ray data")
     from gg_ray.data_commands import data_command
 
-    return data_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR))
+    return data_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), _shared())
 
 
 def feed(args: Sequence[str]) -> int:
@@ -242,12 +242,18 @@ def feed(args: Sequence[str]) -> int:
     options = parse(FeedOptions, args, prog="gg-ray feed")
     from gg_ray.data_commands import feed_command
 
-    short_cache: AbstractAsyncContextManager[Any] = nullcontext()  # None: the process's own memory
-    if url := os.environ.get("REDIS_URL"):
-        from serve.rediscache import opened
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared())
 
-        short_cache = opened(url)
-    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, short_cache)
+
+def _shared() -> AbstractAsyncContextManager[Any]:
+    """An elexon.sources.Shared: in the Redis of REDIS_URL where it is set, else nothing beyond this process."""
+    if url := os.environ.get("REDIS_URL"):
+        from serve.shared import opened
+
+        return opened(url)
+    from gg_ray.elexon.sources import ALONE
+
+    return nullcontext(ALONE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from gg_ray.config import ConfigError, did_you_mean
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.elexon import feeding, iris
 from gg_ray.elexon.check import Quality, check_path, streams_in
+from gg_ray.elexon.energy import stored_energies
 from gg_ray.elexon.fetch import Progress, fetch_history, sync
 from gg_ray.elexon.history import UnknownForm
 from gg_ray.elexon.replay import ReplaySource
 from gg_ray.elexon.scans import STEPS
 from gg_ray.elexon.source import GridSource, stream_of
-from gg_ray.elexon.sources import HISTORY_SOURCES, SOURCES, make_source
+from gg_ray.elexon.sources import ALONE, HISTORY_SOURCES, POLLED, SOURCES, Shared, make_source
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.tables import HistoryError
 from gg_ray.elexon.times import DAY, INSTANT, aware, iso, midnight, utc_now
@@ -42,12 +43,18 @@ SINKS = ("stdout",)
 WEEK = "week"
 """Folder in the store's where --source auto keeps its rolling week, trimmed to seven days; the histories never are."""
 HISTORY_SUFFIXES = (".csv", ".parquet")
+WIDE = 160
+"""Columns of a table that goes to a file or another program, which a terminal's width would break in two."""
 SHOWN = 8
 """Findings of a kind that the table shows; --json gives all."""
 
 
-def data_command(options: DataOptions, default_store: Path) -> int:
-    """`gg-ray data …`.  Raises: ConfigError for bad options; ElexonError, OSError."""
+def data_command(options: DataOptions, default_store: Path, shared: AbstractAsyncContextManager[Shared]) -> int:
+    """`gg-ray data …`.
+
+    Args:    shared  opened by fetch and sync, gives what this process shares with others
+    Raises:  ConfigError for bad options; ElexonError, OSError.
+    """
     store = DayStore(options.store or default_store)
     if options.action == "check":
         return _check(options, store)
@@ -64,23 +71,29 @@ def data_command(options: DataOptions, default_store: Path) -> int:
     if options.source in SOURCES and options.source not in HISTORY_SOURCES:
         raise ConfigError(f"--source {options.source} brings no history; choose from {', '.join(HISTORY_SOURCES)}")
     streams = [stream_of(name).name for name in options.stream or SYNCED]
-    source = make_source(options.source, base_url=options.base_url, failed_dir=store.root / "failed")
-    return asyncio.run(_bring(options, streams, source, store, start, end))
+    return asyncio.run(_bring(options, streams, store, shared, start, end))
 
 
 async def _bring(
-    options: DataOptions, streams: Sequence[str], source: GridSource, store: DayStore, start: datetime, end: datetime
-) -> int:
-    with _progress() as show:
-        try:
-            if options.action == "sync":
-                found = await sync(source, streams, store, end, options.days_back, show)
-            else:
-                found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
-        finally:
-            await source.aclose()
+    options: DataOptions, streams: Sequence[str], store: DayStore, shared: AbstractAsyncContextManager[Shared],
+    start: datetime, end: datetime,
+) -> int:  # fmt: skip
+    async with AsyncExitStack() as stack:
+        held = await stack.enter_async_context(shared)
+        source = make_source(options.source, base_url=options.base_url, failed_dir=store.root / "failed", shared=held)
+        stack.push_async_callback(source.aclose)
+        show = stack.enter_context(_progress())
+        if options.action == "sync":
+            found = await sync(source, streams, store, end, options.days_back, show)
+        else:
+            found = [await fetch_history(source, stream, start, end, store, show) for stream in streams]
     for summary in found:
         _say(str(summary))
+    if "INDOD" in streams:
+        first = end - timedelta(days=options.days_back) if options.action == "sync" else start
+        for one in stored_energies(store, first.date(), end.date()):
+            if one.differs:
+                _say(f"INDOD and INDO disagree: {one}")
     if store.damaged:
         _say(f"damaged files set aside: {', '.join(f'{name} {count}' for name, count in store.damaged.items())}")
     return 1 if any(summary.error for summary in found) else 0
@@ -109,6 +122,8 @@ def _check(options: DataOptions, store: DayStore) -> int:
     """Report on each path. A file named by itself must be a history; in a folder, what is none is passed over."""
     failed = False
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
     for path in options.paths or (store.root,):
         for found in _reports(path, options.zone):
             if isinstance(found, HistoryError):
@@ -119,8 +134,10 @@ def _check(options: DataOptions, store: DayStore) -> int:
             if options.json:
                 _say(json.dumps(found.as_json(), allow_nan=False))
             else:
+                console.print(Text(f"{found.name}  ({found.form}, {found.period_s} s)"), soft_wrap=True)
                 for table in tables(found):
                     console.print(table)
+                console.print()
     return 1 if failed else 0
 
 
@@ -136,6 +153,8 @@ def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
     for file in files:
         try:
             yield from check_path(file, zone)
+        except UnknownForm as error:
+            yield error if file == path else UnknownForm(f"{file}: no history")  # why would be long, and no news
         except HistoryError as error:
             yield error
 
@@ -143,7 +162,7 @@ def _reports(path: Path, zone: str | None) -> Iterator[Quality | HistoryError]:
 def tables(found: Quality) -> Iterator[Table]:
     """What was counted, then the longest findings of each kind."""
     span = f"{iso(found.first_ns)} to {iso(found.last_ns)}" if found.first_ns is not None and found.last_ns else "empty"
-    head = Table(title=Text(f"{found.name}  ({found.form}, {found.period_s} s)"), title_justify="left", box=None)
+    head = Table(box=None)
     head.add_column("count", justify="right")
     head.add_column("what")
     head.add_row(f"{found.rows:,}", Text(f"periods, {span}"))
@@ -154,11 +173,12 @@ def tables(found: Quality) -> Iterator[Table]:
     if not kinds:
         return
     stretches = Table("what", "first (UTC)", "last (UTC)", "periods", "detail", box=None, pad_edge=False)
+    width = len("2024-06-04T12:30" if found.period_s >= 60 else "2024-06-04T12:30:15")
     for kind, count in kinds.items():
         longest = sorted(found.of(kind), key=lambda finding: (-finding.count, finding.first_ns))
         for f in longest[:SHOWN]:
             stretches.add_row(
-                kind.replace("_", " "), iso(f.first_ns)[:16], iso(f.last_ns)[:16], f"{f.count:,}", Text(f.detail)
+                kind.replace("_", " "), iso(f.first_ns)[:width], iso(f.last_ns)[:width], f"{f.count:,}", Text(f.detail)
             )
         if count > SHOWN:
             stretches.add_row("", "", "", "", f"and {count - SHOWN} more (--json)")
@@ -166,18 +186,18 @@ def tables(found: Quality) -> Iterator[Table]:
 
 
 def feed_command(
-    options: FeedOptions, default_store: Path, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any]
+    options: FeedOptions, default_store: Path, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared]
 ) -> int:
     """`gg-ray feed`.
 
-    Args:    env  where the account of iris is;  short_cache  opened for auto, gives its Cache or None
+    Args:    env  where the account of iris is;  shared  opened by sources that poll, as above
     Raises:  ConfigError for bad options; ElexonError.
     """
     if options.to == "kafka":
         raise ConfigError("--to kafka comes with the live service; until then pipe --to stdout")
     if options.to not in SINKS:
         raise ConfigError(f"--to {options.to!r}{did_you_mean(options.to, SINKS) or ';'} choose from {', '.join(SINKS)}")
-    if options.step not in STEPS:
+    if options.step is not None and options.step not in STEPS:
         raise ConfigError(f"--step {options.step}: choose from {', '.join(map(str, STEPS))}")
     if not options.speed > 0:
         raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
@@ -190,23 +210,23 @@ def feed_command(
         feeding.fed(options.streams)
     except ValueError as error:
         raise ConfigError(f"--streams: {error}") from None
-    return asyncio.run(_feed(options, store, env, short_cache, start, end))
+    return asyncio.run(_feed(options, store, env, shared, start, end))
 
 
 async def _feed(
-    options: FeedOptions, store: DayStore, env: Mapping[str, str], short_cache: AbstractAsyncContextManager[Any],
+    options: FeedOptions, store: DayStore, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared],
     start: datetime | None, end: datetime | None,
 ) -> int:  # fmt: skip
     async with AsyncExitStack() as stack:
-        receiver = cache = None
+        receiver, held = None, ALONE
         if options.source == "iris":
             receiver = await stack.enter_async_context(iris.connected(*iris.account(env)))
-        if options.source == "auto":
-            cache = await stack.enter_async_context(short_cache)
+        if options.source in POLLED:
+            held = await stack.enter_async_context(shared)
         source = make_source(
             options.source, base_url=options.base_url, failed_dir=store.root / "failed", store=store,
             files=options.files, speed=options.speed, start=start, zone=options.zone,
-            week=DayStore(store.root / WEEK), cache=cache, receiver=receiver,
+            week=DayStore(store.root / WEEK), shared=held, receiver=receiver,
         )  # fmt: skip
         stack.push_async_callback(source.aclose)
         return await _say_scans(options, source, start, end)
@@ -224,14 +244,15 @@ async def _say_scans(options: FeedOptions, source: GridSource, start: datetime |
         _note(str(error) if str(error).startswith(stream) else f"{stream}: {error}")
 
     streams = options.streams or feeding.usual(source.streams)
+    step = options.step or feeding.usual_step(streams)
     if isinstance(source, ReplaySource):
-        said = await feeding.replay(source, streams, options.step, emit, start, end, options.once)
+        said = await feeding.replay(source, streams, step, emit, start, end, options.once)
     elif isinstance(source, iris.IrisSource):
-        feed = feeding.Feed(streams, options.step)
+        feed = feeding.Feed(streams, step)
         said = await feeding.push(source, feed, emit, once=options.once, until=end, now=utc_now)
     else:
         said = await feeding.poll(
-            source, feeding.Feed(streams, options.step), emit, once=options.once, until=end, now=utc_now,
+            source, feeding.Feed(streams, step), emit, once=options.once, until=end, now=utc_now,
             sleep=asyncio.sleep, rng=random.Random(), failed=failed,
         )  # fmt: skip
     return 1 if failures and not said else 0

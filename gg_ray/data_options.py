@@ -60,8 +60,8 @@ class FeedOptions:
     """stdout: one line per scan."""
     streams: tuple[str, ...] = ()
     """Streams that make the scans; FUELINST, DEMAND and FREQ, or the nearest that the source has, when not given."""
-    step: int = 300
-    """Length of a scan, s: 1800, 300 or 15."""
+    step: int | None = None
+    """Length of a scan, s: 1800, 300 or 15; when not given 300, or 1800 where FUELHH brings the fuels."""
     speed: float = float("inf")
     """replay: recorded seconds per second; inf does not wait."""
     from_: Annotated[When, tyro.conf.arg(name="from")] = None

@@ -9,32 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-
-from gg_ray.config import ConfigError
 
 log = logging.getLogger(__name__)
 
 PREFIX = "gg:cache:elexon:"
 LONGEST_TTL_S = 300.0
 LARGEST_BYTES = 2 * 2**20
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[RedisCache]:
-    """The cache in the Redis at url, which is asked only when the cache is.  Raises: ConfigError, no such address."""
-    try:
-        redis = Redis.from_url(url)
-    except ValueError as error:
-        raise ConfigError(f"REDIS_URL: {error}") from None
-    try:
-        yield RedisCache(redis)
-    finally:
-        await redis.aclose()
 
 
 class RedisCache:

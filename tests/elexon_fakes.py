@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from gg_ray.elexon.errors import ElexonError, RateLimited
 from gg_ray.elexon.rows import DailyDemandRow, DemandRow, FrequencyRow, FuelRow, OneDemandRow, Row, WarningRow
+from gg_ray.elexon.settlement import midnight_ns, periods_in_day
 from gg_ray.elexon.source import STREAMS, Fetched, Health, Stream, stream_of
 
 T = TypeVar("T")
@@ -25,6 +26,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def lag_of(stream: Stream) -> timedelta:
     """Five-minute rows come at once, as in the files; the others as late as they usually are."""
     return min(stream.lag, timedelta(seconds=20)) if stream.by_fuel else stream.lag
+
+
+def counter(seconds: int) -> int:
+    """A value that tells the time of its row, Unix seconds."""
+    return seconds // 300 % 1000
 
 
 class FakeClock:
@@ -90,7 +96,7 @@ class FakeSource:
             t += step
 
     def row(self, stream: Stream, t: datetime) -> Iterable[Row]:
-        published, value = t + stream.cadence + lag_of(stream), int((t - EPOCH).total_seconds()) // 300 % 1000
+        published, value = t + stream.cadence + lag_of(stream), counter(int((t - EPOCH).total_seconds()))
         if stream.row is FuelRow:
             yield from (
                 FuelRow.model_construct(start=t, fuel=code, generation_mw=value + i, published=published)
@@ -103,7 +109,9 @@ class FakeSource:
         elif stream.row is OneDemandRow:
             yield OneDemandRow(start=t, demand_mw=20_000 + value, published=published)
         elif stream.row is DailyDemandRow:
-            yield DailyDemandRow(settlement_date=date(t.year, t.month, t.day), demand_mwh=600_000, published=published)
+            day = date(t.year, t.month, t.day)
+            indo = [20_000 + counter(midnight_ns(day) // 10**9 + 1800 * i) for i in range(periods_in_day(day))]
+            yield DailyDemandRow(settlement_date=day, demand_mwh=sum(indo) // 2, published=published)
         elif stream.row is WarningRow and t.day == 1:
             yield WarningRow(published=t, kind="TEST", text="first of the month")
 

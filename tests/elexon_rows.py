@@ -20,7 +20,7 @@ from gg_ray.elexon.settlement import HALF_HOUR_NS, midnight_ns, settlement_label
 DATA = Path(os.environ.get("GG_DATA_DIR") or Path(__file__).resolve().parents[2] / "shared" / "data")
 with_data = pytest.mark.skipif(not (DATA / "elexon_fuelhh_indo").is_dir(), reason="no real data: set GG_DATA_DIR")
 T0 = datetime(2026, 5, 6, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
 
 @cache

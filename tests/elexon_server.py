@@ -25,7 +25,7 @@ from elexon_fakes import FakeClock
 from elexon_rows import DATA, utc
 
 from gg_ray.elexon.http import HttpClient, HttpLimits
-from gg_ray.elexon.limits import TokenBucket
+from gg_ray.elexon.limits import Buckets, TokenBucket
 
 PREFIX = "/bmrs/api/v1"
 SCHEMA = DATA / "api_schema" / "elexon_insights_openapi_2026-06_trimmed.json"
@@ -203,10 +203,20 @@ class ElexonServer:
         assert self.violations == []
 
 
+def serving() -> Iterator[ElexonServer]:
+    """Body of a fixture: a server for one test; whatever was asked wrongly fails it at its end."""
+    with ElexonServer().running() as server:
+        yield server
+
+
 def client(server: ElexonServer, clock: FakeClock, **limits: Any) -> HttpClient:
     """A client of the server whose waits take no time."""
-    bucket = TokenBucket(clock=clock, sleep=clock.sleep)
     return HttpClient(
-        server.base_url, limits=HttpLimits(**limits), bucket=bucket, clock=clock, sleep=clock.sleep, now=clock.now,
-        rng=random.Random(1),
+        server.base_url, limits=HttpLimits(**limits), buckets=timeless(clock), clock=clock, sleep=clock.sleep,
+        now=clock.now, rng=random.Random(1),
     )  # fmt: skip
+
+
+def timeless(clock: FakeClock) -> Buckets:
+    """Buckets of their own whose waits take no time."""
+    return Buckets(lambda _host: TokenBucket(clock=clock, sleep=clock.sleep))

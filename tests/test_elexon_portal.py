@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from elexon_fakes import FakeClock
-from elexon_rows import MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
-from elexon_server import ElexonServer, client, problem
+from elexon_rows import HOUR, MINUTE, T0, batch, body, demand, freq, fuel, half_hours, label, wobble, z
+from elexon_server import ElexonServer, client, problem, serving, timeless
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, NotCarried, RateLimited
 from gg_ray.elexon.http import HttpClient
 from gg_ray.elexon.insights import InsightsSource
 from gg_ray.elexon.legacy_xml import LEGACY, envelope, items_of
-from gg_ray.elexon.limits import TokenBucket
 from gg_ray.elexon.parse import parse
 from gg_ray.elexon.portal import ElexonDataPortalSource, carried, half_hour_table, read_legacy_xml
 from gg_ray.elexon.rows import FuelRow
@@ -25,7 +24,7 @@ from gg_ray.elexon.source import STREAMS, Fetched
 
 pytest.importorskip("ElexonDataPortal", reason="no ElexonDataPortal")
 
-HOUR = 60 * MINUTE
+server = pytest.fixture(serving)
 ALWAYS = (T0 - timedelta(days=4000), T0 + timedelta(days=4000))
 pytestmark = pytest.mark.filterwarnings("ignore:Data request was")
 
@@ -47,12 +46,6 @@ def sample(name: str) -> list[dict[str, Any]]:
     starts = [days[0] + 5 * n * MINUTE for n in range(30)]
     return [{"startTime": z(start), "publishTime": z(start + 5 * MINUTE), "demand": 20_000 + n}
             for n, start in enumerate(starts)]  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[ElexonServer]:
-    with ElexonServer().running() as server:
-        yield server
 
 
 def fetch(server: ElexonServer, name: str, start: datetime, end: datetime) -> Fetched:
@@ -134,7 +127,7 @@ def test_latest_and_health(server: ElexonServer) -> None:
     server.rows["/datasets/FREQ"] = freq(T0, wobble(241))
 
     async def work() -> None:
-        http = HttpClient(server.base_url, bucket=TokenBucket(clock=clock, sleep=clock.sleep))
+        http = HttpClient(server.base_url, buckets=timeless(clock))
         source = ElexonDataPortalSource(InsightsSource(server.base_url, http=http, now=clock.now), now=clock.now)
         latest = await source.latest("FREQ")
         assert len(latest.rows) == 42

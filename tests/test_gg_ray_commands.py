@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import work_in
 
 from gg_ray import cli
 from gg_ray.config_io import dump, load
@@ -79,8 +80,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, as the present one."""
     shutil.copytree(original, tmp_path / "home")
-    monkeypatch.chdir(tmp_path / "home")
-    monkeypatch.setenv("GG_DATA_DIR", "")
+    work_in(tmp_path / "home", monkeypatch)
     return tmp_path / "home"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import finished, work_in
 
 from gg_ray import cli
 from gg_ray.config_io import load
@@ -39,16 +39,12 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run, runs/tiny."""
-    home = tmp_path_factory.mktemp("publish")
-    os.environ["GG_DATA_DIR"] = ""
-    assert cli.main([*RUN, "--out", str(home / "runs" / "tiny")]) == 0
-    return home
+    return finished(tmp_path_factory.mktemp("publish") / "runs" / "tiny", RUN).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("GG_DATA_DIR", "")
+    work_in(home, monkeypatch)
 
 
 def results_of(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import finished, work_in
 
 from gg_ray import cli
 from gg_ray.config import VerifierConfig
@@ -33,16 +34,12 @@ RUN = [
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run, runs/tiny."""
-    home = tmp_path_factory.mktemp("score")
-    os.environ["GG_DATA_DIR"] = ""
-    assert cli.main([*RUN, "--out", str(home / "runs" / "tiny")]) == 0
-    return home
+    return finished(tmp_path_factory.mktemp("score") / "runs" / "tiny", RUN).parents[1]
 
 
 @pytest.fixture(autouse=True)
 def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("GG_DATA_DIR", "")
+    work_in(home, monkeypatch)
 
 
 SAMPLE = "runs/tiny/report/windows.parquet"

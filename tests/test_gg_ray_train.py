@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_runs import finished, work_in
 
 from gg_ray import checkpoint, cli
 from gg_ray.config_io import load
@@ -70,16 +71,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_workshop(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workshop)
-    monkeypatch.setenv("GG_DATA_DIR", "")
+    work_in(workshop, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def whole(workshop: Path) -> Path:
     """A finished run."""
-    os.environ["GG_DATA_DIR"] = ""
-    assert cli.main([*TINY, "--out", str(workshop / "whole")]) == 0
-    return workshop / "whole"
+    return finished(workshop / "whole", TINY)
 
 
 def resumable(whole: Path, to: Path) -> Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,37 +130,55 @@ def test_make_targets_exist_and_test_runs_all_checks() -> None:
     assert [tool for tool in ("ruff check", "mypy", "lint-imports", "pytest") if tool not in recipe] == []
 
 
-def test_make_sets_up_once_and_again_when_versions_change(tmp_path: Path) -> None:
-    """make on a copy with a stand-in Python: what runs, in which order, and that stamps are honoured."""
+Make = Callable[..., tuple[list[str], subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """make on a copy with a stand-in Python: gives what ran, in which order, and how it ended.
+
+    Keywords are environment variables; FIRST and SECOND are the exit codes of the two parts of the tests.
+    """
     log = tmp_path / "log"
     stub = tmp_path / "python-stub"
     stub.write_text(
         f"""#!/bin/sh
 printf '%s\\n' "VENV=$VIRTUAL_ENV $*" >> '{log}'
 case "$*" in
-  "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/gg-ray ;;
+  "-m venv .venv") mkdir -p .venv/bin
+    for name in python gg-ray ruff codespell lint-imports mypy; do cp "$0" ".venv/bin/$name"; done ;;
   *torch-geometric-temporal*) exit 1 ;;
+  "-m pytest"*"-m not ray"*) exit "$FIRST" ;;
+  "-m pytest"*) exit "$SECOND" ;;
 esac
 """
     )
     stub.chmod(0o755)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    outer = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS", "PYTEST"))
+    }
 
-    def make(*args: str) -> tuple[list[str], str]:
+    def run(*args: str, **env: str) -> tuple[list[str], subprocess.CompletedProcess[str]]:
         log.write_text("")
-        env = {**os.environ, "VIRTUAL_ENV": "/other"}
-        env = {key: value for key, value in env.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS"))}
         command = ["make", f"PYTHON={stub}", *args]
+        env = {**outer, "VIRTUAL_ENV": "/other", **env}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return log.read_text().splitlines(), done.stderr
+        return log.read_text().splitlines(), done
 
-    first, said = make("train", "ARGS=--config smoke")
+    return run
+
+
+def test_make_sets_up_once_and_again_when_versions_change(tmp_path: Path, make: Make) -> None:
+    first, done = make("train", "ARGS=--config smoke")
+    assert done.returncode == 0, done.stderr
     assert [line for line in first if not line.startswith("VENV= ")] == [], "another environment leaked in"
     assert any("pip install" in line and "-c constraints.txt -e ." in line for line in first)
     assert any("--no-deps torch-geometric-temporal==" in line for line in first)
-    assert "warning: torch-geometric-temporal" in said, "an optional package that fails is a warning, not the end"
+    assert "warning: torch-geometric-temporal" in done.stderr, (
+        "an optional package that fails is a warning, not the end"
+    )
     assert first[-1] == "VENV= train --config smoke"
 
     again, _ = make("train")
@@ -170,6 +189,20 @@ esac
     changed, _ = make("setup")
     assert any("-e ." in line for line in changed)
     assert not any("-m venv" in line for line in changed), "the environment itself is kept"
+
+
+def test_make_test_fails_when_no_part_holds_a_chosen_test(make: Make) -> None:
+    """pytest ends with 5 where nothing is chosen: fine for one part, a mistake for both."""
+    make("setup")
+    ends = {("0", "0"): 0, ("5", "0"): 0, ("0", "5"): 0, ("5", "5"): 2, ("1", "0"): 2, ("5", "1"): 2, ("0", "1"): 2}
+    for (first, second), code in ends.items():
+        ran, done = make("test", "PYTEST_ARGS=-k 'two words'", FIRST=first, SECOND=second)
+        assert done.returncode == code, (first, second, done.stderr)
+        parts = [line for line in ran if "-m pytest" in line]
+        assert len(parts) == (1 if first == "1" else 2)
+        assert all("-k two words" in line for line in parts)
+        said = "make test: no test is chosen by PYTEST_ARGS=-k 'two words'\n"
+        assert (said in done.stderr) == (first == second == "5")
 
 
 def readme_tree(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Quality of a history or store: what is missing, dead, late, mislabelled or out of balance, counted and placed.
 
 Flow:    elexon.history, elexon.store -> [check] -> data_commands (table, JSON)
-Source:  docs/gb-data.md, traps; r = sum of fuels + PS + sum of interconnectors - INDO
+Source:  docs/gb-data.md, traps; r = sum of fuels + PS + sum of interconnectors - INDO; elexon.energy on INDOD
 Shapes:  H periods of a table on its regular clock, missing ones as NaN
 Units:   MW, Hz, s
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gg_ray.elexon.energy import stored_energies
 from gg_ray.elexon.history import History, read_any
 from gg_ray.elexon.rows import FUEL_TYPES, FUELS, INTERCONNECTOR_MW
 from gg_ray.elexon.settlement import DAY_NS, HALF_HOUR_NS, midnight_ns, periods_in_day, settlement_label
@@ -110,10 +111,35 @@ def check_store(store: DayStore, stream: str) -> Quality:
     if not days:
         return Quality(name=f"{store.root}: {stream}", form="store", period_s=0, rows=0, first_ns=None, last_ns=None)
     end = midnight(days[-1]) + DAY - INSTANT
-    found = check(store.read_columns(stream, midnight(days[0]), end), stream_of(stream).lag)
+    if stream == "INDOD":
+        found = _daily_energy(store, days)
+    else:
+        found = check(store.read_columns(stream, midnight(days[0]), end), stream_of(stream).lag)
     if damaged := store.damaged[stream]:
         found.counts["damaged_file"] = damaged
     return found
+
+
+def _daily_energy(store: DayStore, days: Sequence[date]) -> Quality:
+    """INDOD against half the sum of INDO. A day that lacks a period, or whose figure came early, is not compared."""
+    found = stored_energies(store, days[0], days[-1])
+    starts = [midnight_ns(one.day) for one in found]
+    out = Quality(
+        name=str(store.root / "INDOD"), form="store", period_s=DAY // timedelta(seconds=1), rows=len(found),
+        first_ns=starts[0] if found else None, last_ns=starts[-1] if found else None,
+    )  # fmt: skip
+    out.counts["days_compared"] = sum(one.comparable for one in found)
+    out.counts["days_not_comparable"] = len(found) - out.counts["days_compared"]
+    out.counts["days_off_their_energy"] = sum(one.differs for one in found)
+    absent = sorted({midnight_ns(days[0] + i * DAY) for i in range((days[-1] - days[0]).days + 1)} - set(starts))
+    out.counts["missing_slots"] = len(absent)
+    out.findings += [Finding(kind="gap", first_ns=at, last_ns=at, count=1) for at in absent]
+    out.findings += [
+        Finding(kind="daily_energy", first_ns=start, last_ns=start, count=1, detail=str(one))
+        for one, start in zip(found, starts, strict=True) if one.differs
+    ]  # fmt: skip
+    out.counts = +out.counts
+    return out
 
 
 def check(history: History, lag: timedelta = timedelta(0)) -> Quality:
@@ -318,5 +344,5 @@ def _frequency(history: History, grid: _Grid, counts: Counter[str]) -> Iterator[
 
 
 def streams_in(store: DayStore) -> list[str]:
-    """Streams with a channel of which the store holds days."""
-    return [name for name in STREAMS if name not in ("INDOD", "WARNINGS") and store.days(name)]
+    """Streams with numbers of which the store holds days."""
+    return [name for name in STREAMS if name != "WARNINGS" and store.days(name)]

@@ -56,6 +56,11 @@ def usual(carried: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in (*fuels, *demands, "FREQ") if name in carried)
 
 
+def usual_step(streams: Sequence[str]) -> int:
+    """The step of a feed that names none: that of its fuels, so that each scan has them; 300 s where it has none."""
+    return 1800 if "FUELHH" in streams and "FUELINST" not in streams else 300
+
+
 def fed(streams: Sequence[str]) -> list[Stream]:
     """The streams of a feed.  Raises: UnknownStream; ValueError for one that has no channel."""
     found = [stream_of(name) for name in streams]

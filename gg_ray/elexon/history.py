@@ -64,7 +64,7 @@ def read_any(path: Path | str, zone: str | None = None) -> History:
     """
     path = Path(path)
     if not path.is_file():
-        raise HistoryError(f"{path}: no such file")
+        raise HistoryError(f"{path}: {'a folder; name the files in it' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:
         is_parquet = file.read(4) == PARQUET_MAGIC
     names = set(_parquet_names(path) if is_parquet else csv_header(path))
@@ -276,7 +276,7 @@ def _utc_ns(path: Path, column: Any, name: str, zone: str | None, ordered: bool 
     if column.type.tz is None:
         if zone is None:
             raise HistoryError(
-                f"{path}: column {name} carries no offset and its clock is not known; say zone='UTC' or 'Europe/London'"
+                f"{path}: column {name} carries no offset, and its clock is not known: say --zone UTC or Europe/London"
             )
         try:
             first, second = (

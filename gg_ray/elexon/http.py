@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from gg_ray.elexon.errors import BadAnswer, BadRequest, ElexonError, RateLimited, Unavailable
-from gg_ray.elexon.limits import HOSTS, Circuit, Clock, Retry, Sleep, TokenBucket, retry_after_s
+from gg_ray.elexon.limits import HOSTS, Buckets, Circuit, Clock, Retry, Sleep, retry_after_s
 from gg_ray.elexon.times import utc_now
 
 USER_AGENT = "grid-guardian/0.1 (research; python-httpx)"
@@ -59,7 +59,7 @@ class HttpClient:
         base_url: str,
         *,
         limits: HttpLimits | None = None,
-        bucket: TokenBucket | None = None,
+        buckets: Buckets = HOSTS,
         circuit: Circuit | None = None,
         retry: Retry | None = None,
         clock: Clock = time.monotonic,
@@ -73,7 +73,7 @@ class HttpClient:
         if self.base_url.scheme == "http" and not _is_local(self.base_url.host):
             raise ValueError(f"{base_url!r}: plain http is for a server on this machine only; use https")
         self.limits = limits or HttpLimits()
-        self.bucket = bucket or HOSTS.of(self.base_url.netloc.decode())
+        self.bucket = buckets.of(self.base_url.netloc.decode())
         self.circuit = circuit or Circuit(clock=clock)
         self.retry = retry or Retry()
         self.counts: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from pathlib import Path
 from gg_ray.elexon.errors import BadAnswer, ElexonError
 from gg_ray.elexon.failed import FailedFolder
 from gg_ray.elexon.http import HttpClient
+from gg_ray.elexon.limits import HOSTS, Buckets
 from gg_ray.elexon.parse import Asked, merge, read
 from gg_ray.elexon.rows import WarningRow
 from gg_ray.elexon.settlement import LONDON
@@ -81,11 +82,12 @@ class InsightsSource:
         base_url: str = BASE_URL,
         *,
         http: HttpClient | None = None,
+        buckets: Buckets = HOSTS,
         failed: Path | FailedFolder | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         """failed: folder for answers that cannot be read; None keeps none."""
-        self.http = http or HttpClient(base_url, now=now)
+        self.http = http or HttpClient(base_url, buckets=buckets, now=now)
         self._failed = FailedFolder(failed) if isinstance(failed, Path) else failed
         self._now = now
 

@@ -1,6 +1,6 @@
 """How often we may ask, when to ask again, and when to stop asking: token bucket, retry policy, circuit breaker.
 
-Flow:    elexon.http -> [limits] -> the service
+Flow:    elexon.http -> [limits] -> the service; serve.redislimits shares the bucket between processes
 Source:  docs/gb-data.md, limits; docs/adr/0013-elexon-client.md on why this is our own code
 Time:    every clock and sleep is an argument, so tests run on a fake one; seconds of a monotonic clock
 """
@@ -54,26 +54,39 @@ class TokenBucket:
         self._grants: deque[float] = deque()
         self._lock = Lock()
 
+    def wait_s(self) -> float:
+        """0.0 when a request might go now; else seconds after which to ask again."""
+        with self._lock:
+            return self._wait_s(self._clock())
+
     def try_acquire(self) -> float:
         """0.0 when the request may go now; else seconds after which to ask again. Nothing is booked then."""
         with self._lock:
             now = self._clock()
-            self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate_per_s)
-            self._filled = now
-            while self._grants and now - self._grants[0] >= CEILING_SPAN_S:
-                self._grants.popleft()
-            wait = 0.0 if self._tokens >= 1 else (1 - self._tokens) / self.rate_per_s
-            if len(self._grants) >= self.ceiling:
-                wait = max(wait, self._grants[0] + CEILING_SPAN_S - now)
+            wait = self._wait_s(now)
             if wait == 0.0:
                 self._tokens -= 1
                 self._grants.append(now)
             return wait
 
+    def _wait_s(self, now: float) -> float:
+        self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate_per_s)
+        self._filled = now
+        while self._grants and now - self._grants[0] >= CEILING_SPAN_S:
+            self._grants.popleft()
+        wait = 0.0 if self._tokens >= 1 else (1 - self._tokens) / self.rate_per_s
+        if len(self._grants) >= self.ceiling:
+            wait = max(wait, self._grants[0] + CEILING_SPAN_S - now)
+        return wait
+
+    async def turn(self) -> float:
+        """try_acquire of a bucket that may have to ask somebody for it: those that are shared override this."""
+        return self.try_acquire()
+
     async def acquire(self, longest_s: float = 120.0) -> None:
         """Returns when the request may go.  Raises: RateLimited when that would take longer than longest_s."""
         until = self._clock() + longest_s
-        while wait := self.try_acquire():
+        while wait := await self.turn():
             wait = max(wait, 0.001)  # a rounding error must not become a busy loop
             if self._clock() + wait > until:
                 raise RateLimited(f"our own limit of {self.rate_per_s:g}/s: no turn within {longest_s:g} s", wait)
@@ -81,9 +94,9 @@ class TokenBucket:
 
 
 class Buckets:
-    """One bucket per host, so that every client of a process shares it."""
+    """One bucket per host, made when it is first asked for, so that every client of a process shares it."""
 
-    def __init__(self, make: Callable[[], TokenBucket] = TokenBucket) -> None:
+    def __init__(self, make: Callable[[str], TokenBucket] = lambda _host: TokenBucket()) -> None:
         self._make = make
         self._held: dict[str, TokenBucket] = {}
         self._lock = Lock()
@@ -91,7 +104,7 @@ class Buckets:
     def of(self, host: str) -> TokenBucket:
         with self._lock:
             if host not in self._held:
-                self._held[host] = self._make()
+                self._held[host] = self._make(host)
             return self._held[host]
 
 

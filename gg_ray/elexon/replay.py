@@ -52,6 +52,7 @@ class ReplaySource:
             raise ValueError(f"speed {speed}: more than 0, inf for as fast as possible")
         self.shift, self.speed = shift, speed
         self._store = record if isinstance(record, DayStore) else None
+        self._where = str(record.root) if isinstance(record, DayStore) else ", ".join(map(str, record))
         self._tables = {} if isinstance(record, DayStore) else _tables(record, zone)
         if isinstance(record, DayStore):
             self.streams = tuple(name for name in STREAMS if record.days(name))
@@ -67,7 +68,7 @@ class ReplaySource:
         Raises: NotCarried when nothing is recorded.
         """
         if not self.streams:
-            raise NotCarried("replay: nothing is recorded there; gg-ray data fetch fills a store")
+            raise NotCarried(f"replay: nothing is recorded in {self._where}; gg-ray data fetch fills a store")
         first, last = [], []
         for name in self.streams:
             if self._store is not None:
@@ -117,7 +118,7 @@ class ReplaySource:
 
     async def health(self) -> Health:
         if not self.streams:
-            return Health(source=self.name, usable=False, detail="nothing is recorded there")
+            return Health(source=self.name, usable=False, detail=f"nothing is recorded in {self._where}")
         first, last = self.span()
         return Health(
             source=self.name,

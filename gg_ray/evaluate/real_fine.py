@@ -10,7 +10,7 @@ short for a budget of one incident a month, so false incidents are counted and n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from gg_ray.elexon.history import History, read_any, sample
 from gg_ray.elexon.scans import from_columns
 from gg_ray.elexon.settlement import HALF_HOUR_NS
 from gg_ray.evaluate import metrics
+from gg_ray.evaluate.rolling import Series, roll
 from gg_ray.evaluate.scoring import Method
 from gg_ray.grid import balance as b
-from gg_ray.records import F64, I64, TYPES
+from gg_ray.records import F64, TYPES
 from gg_ray.scenario.balance_record import BalanceRecord
-from gg_ray.scenario.balance_windows import readings, streams_of, windows
-from gg_ray.verifier.features import Featurizer
+from gg_ray.scenario.balance_windows import readings, streams_of
 
 FIVE_MINUTE_PLAN, FREQUENCY_PLAN = 1_001, 1_003
 FAULT_NS = int(np.datetime64("2019-08-09T15:52:33.490", "ns").astype(np.int64))
@@ -40,31 +40,6 @@ OPERATIONAL_HZ = 0.2
 """Band in which the operator keeps frequency: within it, an alarm is false; outside, it is what an operator wants."""
 _FREQ_GAP = 20
 """Samples between alarms of one incident: five minutes."""
-
-
-@dataclass(slots=True)
-class FineSeries:
-    """Scores of one method over scans: NaN where no window ends."""
-
-    t0_ns: I64
-    score: F64
-    disturbance: F64
-    kind: I64
-
-
-def score(method: Method, z_SM: F64, t0_ns: I64, scans: int, plan_id: int, least: int | None = None) -> FineSeries:
-    """Every window of readings under one method."""
-    size = t0_ns.size
-    out = FineSeries(t0_ns, np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, dtype=np.int64))
-    featurizer, plan = Featurizer(), b.balance_plan(plan_id)
-    for ends, chunk in windows(z_SM, t0_ns, scans, plan_id, least):
-        said = method.output(featurizer.prepare(chunk, plan))
-        out.score[ends] = said.score_B
-        if said.disturbance_B is not None:
-            out.disturbance[ends] = said.disturbance_B
-        if said.type_B is not None:
-            out.kind[ends] = said.type_B
-    return out
 
 
 def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int) -> list[str]:
@@ -106,13 +81,13 @@ def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int
     return lines
 
 
-def _month(method: Method, path: Path, record: BalanceRecord, scans: int) -> FineSeries:
+def _month(method: Method, path: Path, record: BalanceRecord, scans: int) -> Series:
     history = read_any(path)
     start, end = int(history.t0_ns[0]), int(history.t0_ns[-1]) + 300 * 10**9
     table = from_columns([history], 300, start, end)
     at = np.clip((table.t0_ns - int(record.t0_ns[0])) // HALF_HOUR_NS, 0, record.t0_ns.size - 1)
     z = readings(streams_of(table), record.usual_HU[at], 300.0)
-    return score(method, z, table.t0_ns, scans, FIVE_MINUTE_PLAN)
+    return roll(method, z, table.t0_ns, scans, FIVE_MINUTE_PLAN)
 
 
 def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict[str, F64]]:
@@ -166,7 +141,7 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
     return lines, found
 
 
-def _trace(method: Method, trace: History, scans: int) -> FineSeries:
+def _trace(method: Method, trace: History, scans: int) -> Series:
     """Every sample of a 15-s trace; before its first one nothing is known."""
     start = int(trace.t0_ns[0]) // (15 * 10**9) * 15 * 10**9
     count = trace.t0_ns.size
@@ -176,10 +151,8 @@ def _trace(method: Method, trace: History, scans: int) -> FineSeries:
     )[:, b.M_STATION_USUAL :]
     z[scans - 1 :, b.M_FREQUENCY] = trace.value_HC[:, 0] / b.F0_HZ
     times = start + 15 * 10**9 * (np.arange(count + scans - 1) - scans + 1)
-    whole = score(method, z, times, scans, FREQUENCY_PLAN, _LEAST_FREQUENCY)
-    cut = slice(scans - 1, None)
-    stamps = np.asarray(trace.t0_ns, dtype=np.int64)
-    return FineSeries(stamps, whole.score[cut], whole.disturbance[cut], whole.kind[cut])
+    whole = roll(method, z, times, scans, FREQUENCY_PLAN, least=_LEAST_FREQUENCY)
+    return replace(whole[scans - 1 :], t0_ns=np.asarray(trace.t0_ns, dtype=np.int64))
 
 
 def _ns(text: str) -> int:

@@ -27,13 +27,14 @@ from gg_ray.evaluate import metrics
 from gg_ray.evaluate.real_fine import five_minutes, frequency
 from gg_ray.evaluate.real_seeded import Limit, seeded_rows
 from gg_ray.evaluate.results import Block, Row
-from gg_ray.evaluate.scoring import BlockInfo, DetectorMethod, Method, Output
+from gg_ray.evaluate.rolling import Series, roll
+from gg_ray.evaluate.scoring import BlockInfo, DetectorMethod, Method
 from gg_ray.evaluate.suites import SuiteMaker
 from gg_ray.evaluate.trailing import trailing_thresholds
 from gg_ray.grid import balance as b
 from gg_ray.records import F64, I64, TYPES, Bool
 from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, in_service, load_record
-from gg_ray.scenario.balance_windows import readings, window_at, windows
+from gg_ray.scenario.balance_windows import readings, window_at
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.history import FOLDER
 from gg_ray.verifier.features import Featurizer
@@ -55,17 +56,6 @@ list, and nobody knows which: thresholds of the seeded part are set on the other
 _CALM = 0.999
 DEDUP_MINUTES = 360.0
 """Alarms closer than this are one incident to an operator of half-hourly data."""
-
-
-@dataclass(slots=True)
-class Series:
-    """Scores of one method over a record: [H] by the newest scan of a window, NaN where no window ends."""
-
-    score: F64
-    disturbance: F64
-    kind: I64
-    top: I64
-    """Bus that the method suspects most, -1 where it points nowhere."""
 
 
 @dataclass(slots=True)
@@ -170,13 +160,7 @@ def _labels(folder: Path, record: BalanceRecord, scans: int) -> _Labels:
 
 def score_record(method: Method, record: BalanceRecord, scans: int, wanted_H: Bool) -> Series:
     """Windows of the record that end at wanted half-hours under one method."""
-    size = record.t0_ns.size
-    out = Series(np.full(size, np.nan), np.full(size, np.nan), np.zeros(size, dtype=np.int64), np.full(size, -1))
-    featurizer, plan = Featurizer(), b.balance_plan(HALF_HOUR_PLAN)
-    for ends, chunk in windows(_readings(record), record.t0_ns, scans, HALF_HOUR_PLAN, None, wanted_H):
-        said = method.output(featurizer.prepare(chunk, plan))
-        _keep(out, ends, said)
-    return out
+    return roll(method, _readings(record), record.t0_ns, scans, HALF_HOUR_PLAN, wanted_S=wanted_H)
 
 
 def _readings(record: BalanceRecord) -> F64:
@@ -184,16 +168,6 @@ def _readings(record: BalanceRecord) -> F64:
     stream = record.stream_HC.copy()
     stream[:, [b.FREQ, b.EMBEDDED_WIND, b.EMBEDDED_SOLAR]] = np.nan
     return readings(stream, record.usual_HU, 1_800.0)
-
-
-def _keep(out: Series, ends: I64, said: Output) -> None:
-    out.score[ends] = said.score_B
-    if said.disturbance_B is not None:
-        out.disturbance[ends] = said.disturbance_B
-    if said.type_B is not None:
-        out.kind[ends] = said.type_B
-    if said.node_BN is not None:
-        out.top[ends] = said.node_BN.argmax(axis=1)
 
 
 def _fit(methods: Sequence[Method], record: BalanceRecord, scans: int, seed: int) -> None:
