@@ -97,9 +97,11 @@ def test_scores_by_year_leave_out_years_that_were_hardly_scored(tmp_path: Path) 
     score = np.where(times > np.datetime64("2023-01-01", "ns").astype(np.int64), 1.0, np.nan)
     bad = np.zeros(times.size, dtype=bool)
     bad[5_000] = True
-    assert figures.year_scores(times, score, bad, 0.5, tmp_path / "y.png").stat().st_size > 5_000
+    assert (
+        figures.year_scores(times, score, bad, 0.5, np.full(times.size, 0.6), tmp_path / "y.png").stat().st_size > 5_000
+    )
     with pytest.raises(figures.FigureError, match="no window"):
-        figures.year_scores(times, np.full(times.size, np.nan), bad, 0.5, tmp_path / "n.png")
+        figures.year_scores(times, np.full(times.size, np.nan), bad, 0.5, score, tmp_path / "n.png")
 
 
 def test_a_frequency_event_without_its_trace_is_said(tmp_path: Path) -> None:

@@ -221,10 +221,14 @@ def grid_map(
 # Parts --------------------------------------------------------------------------------------------------------------
 
 
-def year_scores(t0_ns_H: ArrayLike, score_H: ArrayLike, bad_H: ArrayLike, threshold: float, path: Path) -> Path:
-    """Scores by time with the threshold; half-hours that a list calls bad are marked."""
+def year_scores(
+    t0_ns_H: ArrayLike, score_H: ArrayLike, bad_H: ArrayLike, threshold: float, trailing_H: ArrayLike, path: Path
+) -> Path:
+    """Scores by time with the fixed threshold (dashed) and the one in force at each time (line, gaps where there is
+    none); half-hours that a list calls bad are marked."""
     times = np.asarray(t0_ns_H).astype("datetime64[ns]")
     scores, bad = np.asarray(score_H, dtype=np.float64), np.asarray(bad_H, dtype=bool)
+    trailing = np.asarray(trailing_H, dtype=np.float64)
     if not np.isfinite(scores).any():
         raise FigureError("scores by time: no window was scored")
     years = times.astype("datetime64[Y]").astype(int) + 1970
@@ -238,6 +242,7 @@ def year_scores(t0_ns_H: ArrayLike, score_H: ArrayLike, bad_H: ArrayLike, thresh
         marked = here & bad
         ax.plot(times[marked], scores[marked], "o", color=COLOURS[1], markersize=4)
         ax.axhline(threshold, color=INK, linestyle="--", linewidth=0.8)
+        ax.plot(times[here], np.where(np.isfinite(trailing), trailing, np.nan)[here], color=INK, linewidth=0.8)
         ax.set_ylabel(f"{year}: logit", fontsize=9)
     return _save(figure, path)
 

@@ -34,9 +34,10 @@ def write_real_report(folder: Path, found: RealFindings, name: str) -> Path:
     model = next(iter(found.series))
     seeded = [row for block in found.blocks if block.suite.endswith("seeded") for row in block.rows]
     drawers: dict[str, Callable[[], Path]] = {
-        "Scores by year; listed bad publications in orange, threshold dashed": lambda: figures.year_scores(
+        "Scores by year; listed bad publications in orange; threshold of 2023 dashed, of the year before each day"
+        " as a line": lambda: figures.year_scores(
             found.record.t0_ns, found.series[model].score, found.labelled_H, found.thresholds[model],
-            folder / "test_year.png",
+            found.trailing[model], folder / "test_year.png",
         ),
         "9 August 2019 at 15 s": lambda: figures.frequency_event(found.frequency, folder / "august_2019.png"),
         "Corrupted half-hours of 2024 found, by family and method": lambda: figures.family_method_heatmap(
