@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -103,10 +105,19 @@ def test_days_alike_inside_are_kept_below_the_budget_by_at_most() -> None:
 
 def test_at_most_by_hand() -> None:
     """Ten days, budget 1, cap 10: (incidents so far + 10) / 11 <= 1 allows one incident on all days together."""
-    levels = Levels(by_day=tuple(np.array([10.0 - day, 0.5]) for day in range(10)), days=10.0)
+    levels = Levels(by_day=tuple(np.array([10.0 - day, 0.5]) for day in range(10)), days=10.0, scans_per_day=MINUTES)
     assert at_most(levels, 1.0) == 9.0
     with pytest.raises(CalibrationError, match="8 days cannot guarantee 1 incidents a day; give 9 days"):
-        at_most(Levels(by_day=levels.by_day[:8], days=8.0), 1.0)
+        at_most(Levels(by_day=levels.by_day[:8], days=8.0, scans_per_day=MINUTES), 1.0)
+
+
+def test_levels_survive_storage() -> None:
+    levels = incident_levels(list(noisy_days(np.random.default_rng(5), 3)), GAP, MINUTES)
+    back = Levels.from_json(json.loads(json.dumps(levels.as_json())))
+    np.testing.assert_allclose(back.all, levels.all, atol=1e-6)
+    assert (back.days, back.scans_per_day) == (3.0, MINUTES)
+    with pytest.raises(CalibrationError, match="days"):
+        Levels.from_json({"by_day": []})
 
 
 def test_few_days_say_what_they_stand_on() -> None:
@@ -115,7 +126,7 @@ def test_few_days_say_what_they_stand_on() -> None:
     rare = threshold_for(levels, 0.2)
     assert rare.relative_error == 1.0
     assert rare.source in ("tail", "top")
-    flat = Levels(by_day=(np.array([3.0, 2.0, 1.0]),), days=1.0)
+    flat = Levels(by_day=(np.array([3.0, 2.0, 1.0]),), days=1.0, scans_per_day=MINUTES)
     top = threshold_for(flat, 0.5)
     assert (top.value, top.source, top.expected) == (3.0, "top", 0.5)
     assert threshold_for(flat, 1.5).value == 2.5

@@ -137,8 +137,10 @@ def test_a_calibration_survives_storage(seed: int) -> None:
     found = calibrate(rng.normal(size=3_000), [kind], rng.integers(0, 7, 3_000))
     back = Conformal.from_json(json.loads(json.dumps(found.as_json())))
     asked, names = rng.normal(size=50) * 3, [np.array(["a", "b", "c"])[rng.integers(0, 3, 50)]]
-    np.testing.assert_array_equal(back.p(asked, names), found.p(asked, names))
-    np.testing.assert_array_equal(back.block_p(asked, names), found.block_p(asked, names))
+    for how in ("p", "block_p"):
+        kept, own = getattr(back, how)(asked, names), getattr(found, how)(asked, names)
+        assert (kept >= own - 1e-9).all()
+        np.testing.assert_allclose(kept, own, atol=2e-3, err_msg="a score within 1e-5 of a stored one may move a rank")
 
 
 @pytest.mark.parametrize("harm", ["class", "value", "tail"])

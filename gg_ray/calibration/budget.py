@@ -16,8 +16,9 @@ exactly, for exchangeable days, and pays for it with a higher threshold and a le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -49,10 +50,28 @@ class Levels:
     days: float
     """Length of the record in days, parts included."""
 
+    scans_per_day: float
+
     @property
     def all(self) -> F64:
         """Levels of all days, descending."""
         return np.sort(np.concatenate(self.by_day))[::-1]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; from_json reads them back."""
+        by_day = [[round(float(level), 6) for level in day] for day in self.by_day]
+        return {"by_day": by_day, "days": self.days, "scans_per_day": self.scans_per_day}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Levels:
+        """What as_json wrote.  Raises: CalibrationError naming a field that is missing or unusable."""
+        try:
+            return cls(
+                by_day=tuple(np.array(day, dtype=np.float64) for day in stored["by_day"]),
+                days=float(stored["days"]), scans_per_day=float(stored["scans_per_day"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"stored levels: {type(error).__name__} {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +111,8 @@ def incident_levels(days: Sequence[ArrayLike], gap: int, scans_per_day: float, e
         order = np.argsort(-day, axis=None, kind="stable")[:allowed]
         scan, bus = np.divmod(order, buses)
         found.append(_levels(day.ravel()[order], scan, bus, day.shape[0], gap, start, neighbour))
-    return Levels(by_day=tuple(found), days=sum(day.shape[0] for day in scores) / scans_per_day)
+    length = sum(day.shape[0] for day in scores) / scans_per_day
+    return Levels(by_day=tuple(found), days=length, scans_per_day=scans_per_day)
 
 
 def threshold_for(levels: Levels, incidents_per_day: float) -> Threshold:
@@ -116,6 +136,7 @@ def threshold_for(levels: Levels, incidents_per_day: float) -> Threshold:
         shape, scale = fitted
         value = start + float(stats.genpareto.isf(allowed / beyond, shape, scale=scale))
         return Threshold(value=value, source="tail", expected=incidents_per_day, relative_error=error)
+    # as many days more are expected to exceed the k-th level k times, though these days exceed it k - 1 times
     whole = int(allowed)
     if whole == 0:
         return Threshold(value=float(level[0]), source="top", expected=1.0 / (levels.days + 1.0), relative_error=error)

@@ -28,7 +28,7 @@ from gg_ray.records import F64, I64
 Key = tuple[str, ...]
 """Class of a score, from what divides most to what divides least: pooling drops names from the end."""
 
-LEAST_SCORES = 200
+LEAST_SCORES = 100
 """Scores that a class needs to stand alone; with fewer it uses the class above it."""
 LEAST_BLOCKS = 5
 """Days that a class needs to stand alone."""
@@ -185,11 +185,11 @@ class Conformal:
         return out
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Plain values, as a registered model carries them."""
+        """Plain values, as a registered model carries them; rounded so that p-values can only rise."""
         return [
             {
-                "class": list(key), "value": table.value_V.tolist(), "above": table.above_V.tolist(),
-                "share": table.share_V.tolist(), "scores": table.scores, "blocks": table.blocks,
+                "class": list(key), "value": _up(table.value_V, 5), "above": _up(table.above_V, 0),
+                "share": _up(table.share_V, 4), "scores": table.scores, "blocks": table.blocks,
                 "tail": None if table.tail is None else asdict(table.tail),
             }
             for key, table in self.tables.items()
@@ -228,6 +228,11 @@ def calibrate(score_K: ArrayLike, classes: Sequence[ArrayLike], block_K: ArrayLi
             if rows.size >= LEAST_SCORES and np.unique(block[rows]).size >= LEAST_BLOCKS and key[:-1] in tables:
                 tables[key] = make_table(score[rows], block[rows])
     return Conformal(tables)
+
+
+def _up(value_V: F64, digits: int) -> list[float]:
+    """Rounded up, in order."""
+    return [round(float(v), digits) for v in np.ceil(value_V * 10.0**digits - 1e-6) / 10.0**digits]
 
 
 def groups(classes: Sequence[ArrayLike], size: int) -> Iterator[tuple[Key, I64]]:
