@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from gg_ray.calibration.adaptive import AdaptiveLevel
-from gg_ray.calibration.budget import Levels, at_most, dedup_scans, incident_levels, threshold_for
+from gg_ray.calibration.budget import Levels, at_most, dedup_scans, incident_levels, incidents_at, threshold_for
 from gg_ray.calibration.conformal import CalibrationError
 from gg_ray.calibration.incidents import Sighting, group
 from gg_ray.evaluate import metrics
@@ -68,6 +68,8 @@ def test_flags_of_neighbouring_buses_are_one_incident() -> None:
             for t in np.flatnonzero(flagged.any(axis=1))
         ]  # fmt: skip
         assert len(group("case14", case.bus_names, edges, scans, gap_ns=2)) == number
+        below = float(np.nextafter(levels[number - 1], -np.inf))
+        assert incidents_at(day, below, 2, edges) == number
 
 
 @pytest.mark.parametrize("budget", [1.0, 4.0])
@@ -166,7 +168,8 @@ def test_an_adaptive_level_follows_a_drift_that_a_fixed_one_does_not() -> None:
     fixed = threshold_for(incident_levels(list(calibration), GAP, MINUTES), 4.0).value
     state, late = AdaptiveLevel(level=fixed, budget=4.0), 0
     for number, day in enumerate(days):
-        found = len(metrics.incidents(day > state.level, GAP))
+        found = incidents_at(day, state.level, GAP)
+        assert found == len(metrics.incidents(day > state.level, GAP))
         state = state.after(found, 1.0)
         late += found if number >= 60 else 0
     assert realised(days[60:], fixed) > 1.5 * 4.0

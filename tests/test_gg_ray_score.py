@@ -129,7 +129,7 @@ def test_too_little_heard_is_no_verdict_and_never_normal() -> None:
             Heard(share=share, scans=scans)
 
 
-def test_readings_the_network_has_no_number_for_are_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readings_the_network_has_no_number_for_are_no_verdict() -> None:
     network, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
     items = read_windows(Path(SAMPLE))[:1]
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_a_grid_that_is_not_the_one_of_the_calibration_is_refused() -> None:
     assert dict(calibration.topology) == {name: load_case(name).topology() for name in ("case14", "case30")}
     other = replace(calibration, topology={"case14": "0123456789abcdef"})
     items = [item for item in read_windows(Path(SAMPLE)) if item[0].case == "case14"][:1]
-    with pytest.raises(WindowFileError, match="calibrated on another case14 .topology 0123456789abcdef, here"):
+    with pytest.raises(WindowFileError, match=r"calibrated on another case14 \(topology 0123456789abcdef, here"):
         verdicts(network, other, items, version.id)
     assert len(verdicts(network, replace(calibration, topology={}), items, "m")) == 1
 
@@ -184,12 +184,8 @@ def test_flagged_windows_become_incidents(tmp_path: Path, capsys: pytest.Capture
     assert reason is not None
     assert set(reason["parts"]) == {"residual", "neighbour", "time"}
     assert reason["patch"][1] - reason["patch"][0] == 7
-    assert (
-        incidents_of(
-            network, judge(network, replace(calibration, implausible=math.inf, disturbance=math.inf), items, "m")
-        )
-        == []
-    )
+    never = replace(calibration, implausible=math.inf, disturbance=math.inf)
+    assert incidents_of(network, judge(network, never, items, "m")) == []
     lost = [*items[:1], (silent(items[1][0], 0), items[1][1])]
     assert sum(i.scans for i in incidents_of(network, judge(network, always, lost, "m"))) >= 1
     with pytest.raises(WindowFileError, match="two windows end at"):
@@ -232,7 +228,7 @@ def test_a_budget_needs_the_benign_days_of_the_grid(capsys: pytest.CaptureFixtur
     _, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
     days = Levels(by_day=(np.array([3.0, 2.0, 1.0]), np.array([2.5, 0.5])), days=2.0, scans_per_day=480.0)
     known = Calibration.from_json(json.loads(json.dumps(replace(calibration, levels={"case14": days}).as_json())))
-    assert budget_threshold(known, "case14", 1.0).value == 2.0
+    assert budget_threshold(known, "case14", 1.0).value == 2.5
     assert cli.main(["score", SAMPLE, "--model", "latest", "--min-heard", "2"]) == 1
     assert "share of meters heard 2 in 4 scans" in capsys.readouterr().err
 

@@ -110,9 +110,18 @@ def incident_levels(days: Sequence[ArrayLike], gap: int, scans_per_day: float, e
         allowed = max(1, int(FLAG_SHARE * day.size))
         order = np.argsort(-day, axis=None, kind="stable")[:allowed]
         scan, bus = np.divmod(order, buses)
-        found.append(_levels(day.ravel()[order], scan, bus, day.shape[0], gap, start, neighbour))
+        found.append(_merge(day.ravel()[order], scan, bus, day.shape[0], gap, start, neighbour)[0])
     length = sum(day.shape[0] for day in scores) / scans_per_day
     return Levels(by_day=tuple(found), days=length, scans_per_day=scans_per_day)
+
+
+def incidents_at(day: ArrayLike, threshold: float, gap: int, edges: I64 | None = None) -> int:
+    """Incidents of one day of scores, [S] or [S, N], at a threshold; gap and edges as for incident_levels."""
+    scores = np.asarray(day, dtype=np.float64)
+    scores = scores.reshape(scores.shape[0], -1)
+    scan, bus = np.nonzero(scores > threshold)
+    start, neighbour = _neighbours(scores.shape[1], edges)
+    return int(_merge(scores[scan, bus], scan, bus, scores.shape[0], gap, start, neighbour)[1])
 
 
 def threshold_for(levels: Levels, incidents_per_day: float) -> Threshold:
@@ -177,7 +186,7 @@ def _neighbours(buses: int, edges: I64 | None) -> tuple[I64, I64]:
 
 
 @numba.njit(cache=True)
-def _levels(  # type: ignore[no-untyped-def]
+def _merge(  # type: ignore[no-untyped-def]
     score, scan, bus, scans, gap, start, neighbour
 ):  # pragma: no cover - compiled
     """Flags are set from the highest score down; each joins what is near, and new maxima of the count are levels."""
@@ -207,4 +216,4 @@ def _levels(  # type: ignore[no-untyped-def]
         while last_of_ties and most < count:
             out[most] = score[k]
             most += 1
-    return out[:most].copy()
+    return out[:most].copy(), count
