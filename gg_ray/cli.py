@@ -169,14 +169,24 @@ class ScoreOptions:
     model: str = "champion"
     run: str | None = None
     """Run whose registry holds the model; the last trained one when not given."""
+    incidents: bool = False
+    """Merge flagged windows of one grid into incidents, and print those: windows that follow each other, any order."""
+    budget: float | None = None
+    """Incidents a day on benign days, in place of the threshold that the model was registered with."""
+    min_heard: float = 0.25
+    """Share of the meters that must have reported in the last scans; with fewer the answer is "cannot tell"."""
+    heard_scans: int = 4
+    """How many last scans."""
 
 
 def score(args: Sequence[str]) -> int:
     """`gg-ray score FILE…`: offline verdicts."""
     options = parse(ScoreOptions, args, prog="gg-ray score")
+    from gg_ray.calibration.heard import Heard
     from gg_ray.commands import score_files
 
-    return score_files(options.files, options.model, options.run)
+    heard = Heard(share=options.min_heard, scans=options.heard_scans)
+    return score_files(options.files, options.model, options.run, heard, options.incidents, options.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

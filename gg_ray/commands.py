@@ -6,6 +6,8 @@ Source:  design.md, section 6
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,9 @@ from typing import Any
 import torch
 
 from gg_ray import provenance
+from gg_ray.alarms import budget_threshold, incidents_of
 from gg_ray.baselines.national import national_detectors
+from gg_ray.calibration.heard import Heard
 from gg_ray.config import BALANCE_CASE, REAL_SUITE, ConfigError, RunConfig, VerifierConfig, check_cases, check_suite
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
@@ -27,13 +31,14 @@ from gg_ray.evaluate.report import ReportMeta, text_table, write_report
 from gg_ray.evaluate.scoring import BlockInfo, DetectorMethod
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.publish import evaluation_figures, promotion_gate
-from gg_ray.records import FOLDS
+from gg_ray.records import CANNOT_TELL, FOLDS
 from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.scenario.context import context_source
-from gg_ray.score import as_json, find_registry, load_model, load_network, verdicts
+from gg_ray.score import HEARD, Judged, as_json, find_registry, judge, load_model, load_network
 from gg_ray.tracking import read_jsonl
 from gg_ray.windows_io import WindowFileError, read_windows
 
+LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
 _SHOWN = ("loss/total", "gate/pass", "time/scenarios_per_s", "replay/items", "eval/balanced_accuracy", "eval/auroc")
 
@@ -129,23 +134,46 @@ def _control(registry: Registry, version: Version, architecture: VerifierConfig)
     return {results.UNIFORM: to_numpy(control.state_dict())}
 
 
-def score_files(files: Sequence[Path], model: str, run: str | None) -> int:
-    """One JSON verdict per window of every file, in order.
+def score_files(
+    files: Sequence[Path], model: str, run: str | None, heard: Heard = HEARD, incidents: bool = False,
+    budget: float | None = None,
+) -> int:  # fmt: skip
+    """One JSON verdict per window of every file, in order; with incidents, one JSON incident instead of its windows.
 
-    Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name.
+    Args:   budget  incidents a day on benign days, in place of the threshold that the model was registered with
+    Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name;
+            CalibrationError for a budget that the model's benign days do not tell.
     """
     if not files:
         raise ConfigError("score: name at least one file of windows (.parquet, .arrow or .json)")
     torch.set_num_threads(1)
     found = [(path, read_windows(path)) for path in files]
     network, calibration, version = load_model(find_registry(RUNS, run), model)
+    limits: dict[str, float] = {}
+    if budget is not None:
+        for case in sorted({window.case for _, windows in found for window, _ in windows}):
+            rule = budget_threshold(calibration, case, budget)
+            limits[case] = rule.value
+            LOG.warning(
+                "%s: threshold %.3g for %g incidents a day, from %s of %.3g benign days; expect %.2g a day, give or"
+                " take %.0f %%", case, rule.value, budget, rule.source, calibration.levels[case].days, rule.expected,
+                100 * rule.relative_error,
+            )  # fmt: skip
+    judged: list[Judged] = []
     for path, windows in found:
         try:
-            judged = verdicts(network, calibration, windows, version.id)
+            for one in judge(network, calibration, windows, version.id, heard, limits):
+                if incidents:
+                    judged.append(one)
+                else:
+                    _say(as_json(one.verdict))
         except WindowFileError as error:
             raise WindowFileError(f"{path.name}, {error}") from error
-        for verdict in judged:
-            _say(as_json(verdict))
+    silent = [one.verdict for one in judged if one.verdict.verdict == CANNOT_TELL]
+    if silent:
+        LOG.warning("%d of %d windows: cannot tell (%s)", len(silent), len(judged), silent[0].note)
+    for incident in incidents_of(network, judged):
+        _say(json.dumps(incident.as_json()))
     return 0
 
 

@@ -42,6 +42,8 @@ FOLDS: tuple[frozenset[str], ...] = (
 )
 """Families held out of training by fold 0-3."""
 VERDICTS = ("normal", "disturbance", "implausible")
+CANNOT_TELL = "cannot tell"
+"""The answer where too little was heard to give one of VERDICTS: it is not a verdict and enters no matrix."""
 SOURCES = ("proposer", "mutation", "uniform", "curated", "solver", "exploiter")
 
 
@@ -134,6 +136,11 @@ class Window:
         return tap
 
 
+def end_ns(window: Window) -> int:
+    """UTC time of the newest scan."""
+    return int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9)
+
+
 @dataclass(slots=True, kw_only=True)
 class Labels:
     """Executor truth for one window."""
@@ -210,12 +217,18 @@ class Verdict:
     case: str
     time_ns: int
     verdict: str
-    p_implausible: float
-    p_disturbance: float
-    p_value: float
+    """One of VERDICTS, or CANNOT_TELL: then there are no probabilities and no places, and `note` says why."""
+    p_implausible: float | None
+    p_disturbance: float | None
+    p_value: float | None
     type: str
     buses: tuple[str, ...]
     branches: tuple[str, ...]
     onset_scan: int
     corrected: dict[str, float]
     model: str
+    bus_p_values: tuple[float, ...] = ()
+    """Of each bus, among benign buses of its class; empty for a model that was registered without them."""
+    p_class: str = ""
+    """Benign windows that the p-value is a rank among: grid and hours of the week, or those of all grids."""
+    note: str = ""

@@ -8,28 +8,32 @@ Shapes:  B windows, N buses, E branches
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from gg_ray.calibration.conformal import CalibrationError
+from gg_ray.calibration.heard import Heard
 from gg_ray.config import VerifierConfig
 from gg_ray.evaluate.verdicts import Calibration
 from gg_ray.grid import balance
-from gg_ray.grid.cases import GridCase
+from gg_ray.grid.cases import GridCase, load_case
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.learner import load_numpy, new_verifier
-from gg_ray.records import F64, TYPES, VERDICTS, Verdict, Window
+from gg_ray.records import CANNOT_TELL, F64, TYPES, VERDICTS, Verdict, Window, end_ns
 from gg_ray.registry import Registry, RegistryError, Version
-from gg_ray.verifier.features import SCHEMA, Featurizer, batch_of
+from gg_ray.verifier.features import SCHEMA, Features, Featurizer, Prepared, batch_of
 from gg_ray.verifier.model import Verifier
 from gg_ray.windows_io import WindowFileError
 
 TOP = 5
+HEARD = Heard()
 
 
 def load_network(registry: Registry, reference: str) -> tuple[Verifier, Version]:
@@ -58,48 +62,97 @@ def load_network(registry: Registry, reference: str) -> tuple[Verifier, Version]
 def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibration, Version]:
     """A registered Verifier with what verdicts need.
 
-    Raises: RegistryError as load_network, and for a version without calibration.
+    Raises: RegistryError as load_network, and for a version without calibration or with one that cannot be read.
     """
     network, version = load_network(registry, reference)
     try:
-        extra = version.manifest["extra"]["calibration"]
-        calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
+        return network, Calibration.from_json(version.manifest["extra"]["calibration"]), version
     except KeyError as error:
         raise RegistryError(
             f"{version.id}: registered without calibration (no {error}), so it gives no verdicts; register it again"
             " (gg-ray train), or use another version (gg-ray models)"
         ) from error
-    return network, calibration, version
+    except CalibrationError as error:
+        raise RegistryError(
+            f"{version.id}: {error}; register it again (gg-ray train), or use another version (gg-ray models)"
+        ) from error
+
+
+@dataclass(slots=True)
+class Judged:
+    """One window as judged: what is told, and what incidents are made of."""
+
+    verdict: Verdict
+    window: Window
+    score: float
+    """Logit of implausible; -inf where nothing could be told."""
+    node_N: F64
+    """Logits of the buses, empty where nothing could be told."""
+    prepared: Prepared | None
+    features: Features | None
 
 
 def verdicts(
-    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str
-) -> list[Verdict]:
+    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
+    heard: Heard = HEARD,
+) -> list[Verdict]:  # fmt: skip
     """One verdict per window, in order. Windows may mix grids, meters and lengths.
 
-    Raises: WindowFileError for a window that the network does not take (its length), by number.
+    Raises: WindowFileError as judge.
+    """
+    return [one.verdict for one in judge(network, calibration, windows, model, heard)]
+
+
+def judge(
+    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
+    heard: Heard = HEARD, limits: Mapping[str, float] | None = None,
+) -> Iterator[Judged]:  # fmt: skip
+    """Windows judged one after the other.
+
+    Args:   limits  thresholds of implausible windows by grid, in place of the calibration's
+    Raises: WindowFileError for a window that the network does not take (its length) or of a grid that is not the one
+            that the model was calibrated on, by number.
     """
     featurizer = Featurizer()
-    out = []
     for index, (window, plan) in enumerate(windows):
+        known, here = calibration.topology.get(window.case), load_case(window.case).topology()
+        if known is not None and known != here:
+            raise WindowFileError(
+                f"window {index}: {model} was calibrated on another {window.case} (topology {known}, here {here});"
+                " register a model on this one, or use the gg-ray that registered it"
+            )
+        reason = heard.missing(window)
+        if reason is not None:
+            yield _cannot_tell(window, model, reason)
+            continue
+        limit = (limits or {}).get(window.case, calibration.implausible)
         try:
-            out.append(_one(network, calibration, window, plan, featurizer, model))
+            yield _one(network, replace(calibration, implausible=limit), window, plan, featurizer, model)
         except ValueError as error:
             raise WindowFileError(f"window {index}: {error}") from error
-    return out
+
+
+def _cannot_tell(window: Window, model: str, reason: str) -> Judged:
+    told = Verdict(
+        case=window.case, time_ns=end_ns(window), verdict=CANNOT_TELL, p_implausible=None, p_disturbance=None,
+        p_value=None, type="none", buses=(), branches=(), onset_scan=-1, corrected={}, model=model, note=reason,
+    )  # fmt: skip
+    return Judged(told, window, -math.inf, np.zeros(0), None, None)
 
 
 @torch.inference_mode()
 def _one(
     network: Verifier, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
-) -> Verdict:
+) -> Judged:
     prepared = featurizer.prepare([window], plan)
     f = featurizer.features(prepared)
-    batch = batch_of(window.case, f)
-    out = network(batch)
+    out = network(batch_of(window.case, f))
     score, case = float(out.implausible[0]), prepared.case
+    parts = (out.implausible, out.disturbance, out.type, out.node, out.edge, out.state_mu)
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        return _cannot_tell(window, model, "the network's answer is not finite: readings far outside what it takes")
     [found] = calibration.verdicts(out.implausible.double().numpy(), out.disturbance.double().numpy())
-    verdict = VERDICTS[found]
+    verdict, time_ns = VERDICTS[found], end_ns(window)
     node, edge = out.node.double().numpy(), out.edge.double().numpy()
     suspect = verdict == "implausible"
     kind = TYPES[int(out.type[0, 1:].argmax()) + 1] if suspect else "none"
@@ -107,15 +160,17 @@ def _one(
     branches = [int(i) for i in np.argsort(-edge)[:TOP] if edge[i] > 0] if suspect else []
     names = case.branch_names
     state = out.state_mu.double().numpy()
-    onset = _onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1
-    end_ns = int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9)
-    return Verdict(
-        case=window.case, time_ns=end_ns, verdict=verdict,
+    told = Verdict(
+        case=window.case, time_ns=time_ns, verdict=verdict,
         p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
-        p_value=calibration.p_value(score), type=kind, buses=tuple(case.bus_names[i] for i in buses),
-        branches=tuple(names[i] for i in branches), onset_scan=onset,
+        p_value=calibration.p_value(score, window.case, time_ns), type=kind,
+        buses=tuple(case.bus_names[i] for i in buses), branches=tuple(names[i] for i in branches),
+        onset_scan=_onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1,
         corrected=corrected_values(case, state, buses), model=model,
+        bus_p_values=calibration.bus_p_values(prepared, node, buses, time_ns),
+        p_class=calibration.p_class(window.case, time_ns),
     )  # fmt: skip
+    return Judged(told, window, score, node, prepared, f)
 
 
 def corrected_values(case: GridCase, state_N2: F64, buses: Sequence[int]) -> dict[str, float]:

@@ -8,11 +8,13 @@ One row (or JSON object) is one window. A file names its own meters, so it needs
 case, t0_ns, step_s, channels [M] (full-layout positions), sigma [M], z [T*M] row-major with nulls where nothing
 arrived; optional: age [T*M] (fresh), status [T*E] (all in service), tap [E] and x_scale [E] (as published;
 x_scale is the declared length: one factor on r, x, g and b), moves (none; JSON text or a list of [branch, new ratio,
-first scan]).
+first scan]), buses [N] (names in the order in which channels count them) and topology (fingerprint of the grid):
+both are compared with the grid of this program.
 """
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,11 @@ import pyarrow.parquet as pq
 from gg_ray.files import write_atomic
 from gg_ray.grid.cases import CaseError, GridCase, load_case
 from gg_ray.grid.meters import MeterPlan, layout_of
+from gg_ray.grid.units import wrong_unit
 from gg_ray.records import F64, Window
 
 EXTERNAL_PLAN = -1
 MAX_SCANS = 10_000
-_PLAUSIBLE_V_PU = (0.0, 2.0)
 
 
 class WindowFileError(ValueError):
@@ -55,7 +57,8 @@ def write_windows(path: Path, windows: Sequence[tuple[Window, MeterPlan]]) -> Pa
 
 def _row(window: Window, plan: MeterPlan) -> dict[str, Any]:
     return {
-        "case": window.case, "t0_ns": int(window.t0_ns), "step_s": float(window.step_s),
+        "case": window.case, "topology": load_case(window.case).topology(),
+        "t0_ns": int(window.t0_ns), "step_s": float(window.step_s),
         "channels": plan.channels.tolist(), "sigma": plan.sigma.tolist(),
         "z": [None if np.isnan(v) else float(v) for v in window.z_TM.ravel()],
         "age": window.age_TM.ravel().tolist(), "status": window.status_TE.ravel().tolist(),
@@ -99,6 +102,7 @@ def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
         case = load_case(str(_field(row, "case", where)))
     except CaseError as error:
         raise WindowFileError(f"{where}: {error}") from error
+    _same_grid(row, case, where)
     layout = layout_of(case)
     named = _array(row, "channels", where)
     inside = named.ndim == 1 and named.size > 0 and bool(((named >= 0) & (named < layout.size)).all())
@@ -115,7 +119,8 @@ def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
     scans = z.shape[0]
     if scans > MAX_SCANS:
         raise WindowFileError(f"{where}: {scans} scans; at most {MAX_SCANS}")
-    _plausible(z, channels, case, where)
+    if mistake := wrong_unit(case, channels, z):
+        raise WindowFileError(f"{where}: {mistake}")
     age = _optional(row, "age", (scans, channels.size), np.zeros((scans, channels.size)), where, (0, 255))
     status = _optional(row, "status", (scans, case.n_branch), np.ones((scans, case.n_branch)), where, (0, 1))
     tap = _optional(row, "tap", (case.n_branch,), case.tap, where, (0.1, 10))
@@ -137,6 +142,30 @@ def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
         tap_E=tap, x_scale_E=x_scale, moves=moves,
     )  # fmt: skip
     return window, plan
+
+
+def _same_grid(row: Mapping[str, Any], case: GridCase, where: str) -> None:
+    """What a row says of its grid, where it does, against ours: positions in another grid would be other places."""
+    named = row.get("buses")
+    if named is not None:
+        given = [str(name) for name in named] if isinstance(named, Sequence) and not isinstance(named, str) else []
+        strange = [name for name in given if name not in set(case.bus_names)]
+        if strange:
+            near = difflib.get_close_matches(strange[0], case.bus_names, n=1)
+            hint = f" (the nearest is {near[0]!r})" if near else ""
+            raise WindowFileError(
+                f"{where}: buses names {len(strange)} that {case.name} does not have, first {strange[0]!r}{hint}"
+            )
+        if tuple(given) != case.bus_names:
+            raise WindowFileError(
+                f"{where}: buses must list all {case.n_bus} buses of {case.name} in its order; {len(given)} given"
+            )
+    declared = row.get("topology")
+    if declared is not None and declared != case.topology():
+        raise WindowFileError(
+            f"{where}: topology {declared!r} is not that of {case.name} here ({case.topology()}): its buses, branches"
+            " or parameters differ; export the window from this version of the grid"
+        )
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -192,19 +221,3 @@ def _moves(given: Any, branches: int, where: str) -> tuple[tuple[int, float, int
                 f"{where}: move of branch {branch} to {ratio:g}; need 0..{branches - 1} and 0.1 to 10"
             )
     return moves
-
-
-def _plausible(z: F64, channels: np.ndarray[Any, Any], case: GridCase, where: str) -> None:
-    """Unit check: voltages in kV or powers in MW are a mistake of the file, not an anomaly of the grid."""
-    volts = z[:, channels < case.n_bus]
-    if np.isfinite(volts).any():
-        middle = float(np.nanmedian(volts))
-        if not _PLAUSIBLE_V_PU[0] < middle < _PLAUSIBLE_V_PU[1]:
-            raise WindowFileError(f"{where}: median voltage {middle:.4g} is not in p.u.; divide by the nominal kV")
-    power = np.abs(z[:, (channels >= case.n_bus) & ~((channels >= 3 * case.n_bus) & (channels < 4 * case.n_bus))])
-    whole = float(np.abs(case.load_p).sum())
-    if np.isfinite(power).any() and float(np.nanmedian(power)) > max(whole, 1.0):
-        raise WindowFileError(
-            f"{where}: median power {float(np.nanmedian(power)):.4g} exceeds the whole load of {whole:.4g} p.u.; "
-            "divide by the base MVA"
-        )

@@ -12,15 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import finished, work_in
 
 from gg_ray import cli
+from gg_ray.alarms import budget_threshold, incidents_of
+from gg_ray.calibration.budget import Levels
+from gg_ray.calibration.conformal import CalibrationError
+from gg_ray.calibration.heard import Heard
+from gg_ray.calibration.reasons import reasons
 from gg_ray.config import VerifierConfig
 from gg_ray.grid import balance
+from gg_ray.grid.cases import load_case
+from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import new_verifier, to_numpy
-from gg_ray.records import TYPES, VERDICTS
+from gg_ray.records import CANNOT_TELL, TYPES, VERDICTS, Window
 from gg_ray.registry import ModelCard, Registry, RegistryError, Version
-from gg_ray.score import Calibration, as_json, corrected_values, find_registry, load_model, verdicts
+from gg_ray.score import Calibration, as_json, corrected_values, find_registry, judge, load_model, verdicts
 from gg_ray.verifier.features import SCHEMA
 from gg_ray.windows_io import WindowFileError, read_windows, write_windows
 
@@ -86,6 +94,140 @@ def test_p_values_are_conformal() -> None:
     p = np.array([rule.p_value(score) for score in rng.normal(size=4000)])
     for level in (0.01, 0.05, 0.2):
         assert (p <= level).mean() <= level + 3 * math.sqrt(level / 999) + 3 * math.sqrt(level / 4000)
+
+
+def silent(window: Window, heard: int, scans: int = 16) -> Window:
+    """The window with the first `heard` meters reporting in its last `scans` scans, and nothing else."""
+    z = np.full_like(window.z_TM, np.nan)
+    z[-scans:, :heard] = np.where(np.isnan(window.z_TM), 1.0, window.z_TM)[-scans:, :heard]
+    return replace(window, z_TM=z, age_TM=np.where(np.isnan(z), 255, 0).astype(np.uint8))
+
+
+def test_too_little_heard_is_no_verdict_and_never_normal() -> None:
+    network, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    window, plan = read_windows(Path(SAMPLE))[0]
+    needed = math.ceil(0.25 * plan.size)
+    for heard, told in ((0, True), (needed - 1, True), (needed, False), (plan.size, False)):
+        [found] = verdicts(network, calibration, [(silent(window, heard), plan)], "m")
+        assert (found.verdict == CANNOT_TELL) == told
+        if told:
+            assert (found.p_implausible, found.p_disturbance, found.p_value) == (None, None, None)
+            assert (found.buses, found.branches, found.corrected, found.onset_scan) == ((), (), {}, -1)
+            assert found.note == f"{heard} of {plan.size} meters heard in the last 4 scans; a verdict needs {needed}"
+            assert json.loads(as_json(found))["p_value"] is None
+    assert CANNOT_TELL not in VERDICTS, "the 3x3 matrix has no such row"
+    early = silent(window, plan.size)
+    early.z_TM[-4:] = np.nan
+    assert verdicts(network, calibration, [(early, plan)], "m")[0].verdict == CANNOT_TELL, "heard, but long ago"
+    asked = Heard(share=0.9, scans=16)
+    assert verdicts(network, calibration, [(silent(window, plan.size // 2), plan)], "m", asked)[0].note
+    for share, scans in ((0.0, 4), (1.1, 4), (0.5, 0)):
+        with pytest.raises(CalibrationError, match="give a share above 0"):
+            Heard(share=share, scans=scans)
+
+
+def test_readings_the_network_has_no_number_for_are_no_verdict() -> None:
+    network, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    items = read_windows(Path(SAMPLE))[:1]
+    with torch.no_grad():
+        network.graph_head.bias[0] = math.nan
+    [found] = verdicts(network, calibration, items, "m")
+    assert (found.verdict, found.p_value) == (CANNOT_TELL, None)
+    assert "not finite" in found.note
+    broken = replace(items[0][0], z_TM=np.full_like(items[0][0].z_TM, np.inf))
+    with pytest.raises(WindowFileError, match="window 0: window 0: an infinite reading"):
+        verdicts(network, calibration, [(broken, items[0][1])], "m", Heard(share=0.01))
+
+
+def test_a_grid_that_is_not_the_one_of_the_calibration_is_refused() -> None:
+    network, calibration, version = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    assert dict(calibration.topology) == {name: load_case(name).topology() for name in ("case14", "case30")}
+    other = replace(calibration, topology={"case14": "0123456789abcdef"})
+    items = [item for item in read_windows(Path(SAMPLE)) if item[0].case == "case14"][:1]
+    with pytest.raises(WindowFileError, match=r"calibrated on another case14 \(topology 0123456789abcdef, here"):
+        verdicts(network, other, items, version.id)
+    assert len(verdicts(network, replace(calibration, topology={}), items, "m")) == 1
+
+
+def test_p_values_say_among_which_windows_they_rank() -> None:
+    network, calibration, version = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    found = verdicts(network, calibration, read_windows(Path(SAMPLE)), version.id)
+    for verdict in found:
+        assert verdict.p_class.split(", ")[0] in (verdict.case, "all grids")
+        assert len(verdict.bus_p_values) == len(verdict.buses)
+        assert all(0 < p <= 1 for p in verdict.bus_p_values)
+    assert calibration.p_class("case39", 0) == "all grids"
+    assert Calibration(calibration.scores, 0.0, 0.0).p_class("case14", 0) == "all grids"
+
+
+def consecutive(count: int) -> list[tuple[Window, MeterPlan]]:
+    """The first windows of one grid and plan, as if each had followed the one before by a minute."""
+    items = [item for item in read_windows(Path(SAMPLE)) if item[0].case == "case14"][:count]
+    return [(replace(window, t0_ns=i * 60 * 10**9), plan) for i, (window, plan) in enumerate(items)]
+
+
+def test_flagged_windows_become_incidents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, calibration, version = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    items = consecutive(4)
+    always = replace(calibration, implausible=-math.inf)
+    judged = list(judge(network, always, items, version.id))
+    found = incidents_of(network, reversed(judged))
+    assert sum(incident.scans for incident in found) >= 4
+    assert {incident.verdict for incident in found} == {"implausible"}
+    top = max(found, key=lambda incident: incident.peak_score)
+    assert top.peak_score == max(one.score for one in judged)
+    assert top.onset_ns <= top.first_ns <= top.last_ns <= judged[-1].verdict.time_ns
+    reason = top.reasons
+    assert reason is not None
+    assert set(reason["parts"]) == {"residual", "neighbour", "time"}
+    assert reason["patch"][1] - reason["patch"][0] == 7
+    never = replace(calibration, implausible=math.inf, disturbance=math.inf)
+    assert incidents_of(network, judge(network, never, items, "m")) == []
+    lost = [*items[:1], (silent(items[1][0], 0), items[1][1])]
+    assert sum(i.scans for i in incidents_of(network, judge(network, always, lost, "m"))) >= 1
+    with pytest.raises(WindowFileError, match="two windows end at"):
+        incidents_of(network, [judged[0], judged[0]])
+    path = write_windows(tmp_path / "w.json", lost)
+    capsys.readouterr()
+    assert cli.main(["score", str(path), "--model", "latest", "--incidents"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(row["id"].startswith("case14-") for row in said)
+
+
+def test_reasons_name_the_meter_that_was_changed() -> None:
+    """A P meter off by 40 sigmas in the last half: named first, with its scan; the flows around it disagree."""
+    network, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    for window, plan in consecutive(6):
+        meters = [m for m, c in enumerate(plan.channels) if plan.n_bus <= c < 2 * plan.n_bus]
+        meter = next(m for m in meters if np.isfinite(window.z_TM[-1, m]) and window.age_TM[-1, m] == 0)
+        z = window.z_TM.copy()
+        z[8:, meter] += 40 * plan.sigma[meter]
+        one = next(judge(network, calibration, [(replace(window, z_TM=z), plan)], "m"))
+        assert one.prepared is not None
+        assert one.features is not None
+        bus = int(plan.channels[meter]) - plan.n_bus
+        found = reasons(network, one.prepared, one.features, 0, [bus])
+        name, size, scan = found["meters"][0]
+        case = load_case("case14")
+        assert name == f"p of {case.bus_names[bus]}"
+        assert abs(size) > 5
+        assert scan >= 8
+        [(place, read, implied, apart)] = found["flows"]
+        assert place == case.bus_names[bus]
+        assert read == pytest.approx(100 * z[-1, meter], abs=0.01)
+        assert apart > 3
+        assert read > implied
+
+
+def test_a_budget_needs_the_benign_days_of_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", SAMPLE, "--model", "latest", "--budget", "1"]) == 1
+    assert "no benign days of case14 are kept with this model (days of: none)" in capsys.readouterr().err
+    _, calibration, _ = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    days = Levels(by_day=(np.array([3.0, 2.0, 1.0]), np.array([2.5, 0.5])), days=2.0, scans_per_day=480.0)
+    known = Calibration.from_json(json.loads(json.dumps(replace(calibration, levels={"case14": days}).as_json())))
+    assert budget_threshold(known, "case14", 1.0).value == 2.5
+    assert cli.main(["score", SAMPLE, "--model", "latest", "--min-heard", "2"]) == 1
+    assert "share of meters heard 2 in 4 scans" in capsys.readouterr().err
 
 
 def test_every_file_form_gives_the_same_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +325,14 @@ def test_a_version_without_calibration_is_refused(
     assert said.err.startswith(f"gg-ray: error: verifier/v2: registered without calibration ({part})")
     assert "another version (gg-ray models)" in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_damaged_part_of_a_calibration_is_named(tmp_path: Path) -> None:
+    register(tmp_path, extra={"calibration": CALIBRATION | {"windows": [{"class": []}]}})
+    register(tmp_path, extra={"calibration": CALIBRATION | {"levels": {"case14": {"by_day": []}}}})
+    for version, part in (("v1", "KeyError 'value'"), ("v2", "KeyError 'days'")):
+        with pytest.raises(RegistryError, match=rf"verifier/{version}: stored .*{part}; register it again"):
+            load_model(Registry(tmp_path / "registry"), version)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,30 @@ def test_a_hand_made_window_needs_four_fields(rows: list[dict[str, Any]], tmp_pa
     assert plan.plan_id == window.plan_id
 
 
+def scaled(first: int, last: int, factor: float, every: int = 1) -> Any:
+    """Harm: readings of layout positions first..last (of every n-th meter among them) times a factor."""
+
+    def harm(row: dict[str, Any]) -> None:
+        channels = np.array(row["channels"])
+        z = np.array([np.nan if v is None else v for v in row["z"]]).reshape(-1, channels.size)
+        hit = np.flatnonzero((channels >= first) & (channels < last))[::every]
+        z[:, hit] *= factor
+        row["z"] = [None if np.isnan(v) else v for v in z.ravel()]
+
+    return harm
+
+
 def volts_in_kv(row: dict[str, Any]) -> None:
     channels = np.array(row["channels"])
     z = np.array([np.nan if v is None else v for v in row["z"]]).reshape(-1, channels.size)
-    z[:, channels < 14] *= 132.0
+    volts = channels < 14
+    z[:, volts] *= load_case("case14").vn_kv[channels[volts]]
     row["z"] = [None if np.isnan(v) else v for v in z.ravel()]
 
 
 def powers_in_mw(row: dict[str, Any]) -> None:
-    channels = np.array(row["channels"])
-    z = np.array([np.nan if v is None else v for v in row["z"]]).reshape(-1, channels.size)
-    z[:, (channels >= 14) & ~((channels >= 42) & (channels < 56))] *= 100.0
-    row["z"] = [None if np.isnan(v) else v for v in z.ravel()]
+    scaled(14, 42, 100.0)(row)
+    scaled(56, 10**6, 100.0)(row)
 
 
 def put(name: str, value: Any) -> Any:
@@ -107,7 +120,24 @@ HARM: dict[str, tuple[Any, str]] = {
     "z text": (at("z", 0, "much"), "not a list of numbers"),
     "z scalar": (put("z", 3.0), "not a list of numbers"),
     "volts in kV": (volts_in_kv, "divide by the nominal kV"),
-    "powers in MW": (powers_in_mw, "divide by the base MVA"),
+    "volts in per cent": (scaled(0, 14, 100.0), "voltage meters read per cent where p.u. is expected; divide by 100"),
+    "volts in an unknown unit": (scaled(0, 14, 7.7), "is not in p.u."),
+    "powers in MW": (
+        powers_in_mw,
+        "P injection meters read MW where p.u. is expected; divide by the base MVA (100",
+    ),
+    "injections in kW": (scaled(14, 28, 1e5), "P injection meters read kW"),
+    "half of the injections in MW": (scaled(14, 28, 100.0, every=2), "P injection meters read MW"),
+    "Q in Mvar": (scaled(28, 42, 100.0), "Q injection meters read Mvar"),
+    "flows in MW": (scaled(56, 10**6, 100.0), "P flow meters read MW"),
+    "powers in an unknown unit": (lambda row: [scaled(a, b, 1e9)(row) for a, b in ((14, 42), (56, 999))], "exceeds"),
+    "buses unknown": (
+        put("buses", ["1", "2", "3a"]),
+        "buses names 1 that case14 does not have, first '3a' (the",
+    ),
+    "buses few": (put("buses", ["1", "2"]), "buses must list all 14 buses of case14 in its order; 2 given"),
+    "buses text": (put("buses", "1 2 3"), "buses must list all 14 buses"),
+    "another topology": (put("topology", "0123456789abcdef"), "topology '0123456789abcdef' is not that of case14 here"),
     "age short": (put("age", [0.0]), "age needs"),
     "age negative": (at("age", 0, -1), "age holds -1"),
     "status two": (at("status", 0, 2), "status holds"),
@@ -171,3 +201,40 @@ def test_foreign_files_are_refused(name: str, text: str, message: str, tmp_path:
         read_windows(tmp_path / "absent.json")
     with pytest.raises(WindowFileError, match="unknown suffix"):
         write_windows(tmp_path / "x.csv", [])
+
+
+def test_angles_in_degrees_are_named(tmp_path: Path) -> None:
+    case = load_case("gb29")
+    n = case.n_bus
+    channels = np.sort(np.r_[np.arange(n), 3 * n + np.arange(0, n, 2)])
+    z = np.abs(np.r_[np.abs(case.v0), np.angle(case.v0 / case.v0[case.slack])[::2]]) * np.ones((16, 1))
+    row = {"case": "gb29", "channels": channels.tolist(), "sigma": [0.01] * channels.size, "z": z.ravel().tolist()}
+    path = tmp_path / "angles.json"
+    path.write_text(json.dumps(row))
+    assert read_windows(path)[0][0].z_TM.shape == z.shape
+    z[:, n:] = np.degrees(z[:, n:])
+    path.write_text(json.dumps(row | {"z": z.ravel().tolist()}))
+    with pytest.raises(WindowFileError, match=r"angle meters read degrees where rad is expected; multiply by pi / 180"):
+        read_windows(path)
+
+
+def test_one_meter_that_reads_a_hundredfold_is_the_verifier_s_business(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    row = copy.deepcopy(rows[0])
+    installed = row["channels"]
+    row["z"][next(i for i, c in enumerate(installed) if 14 <= c < 28)] = 150.0
+    row["z"][next(i for i, c in enumerate(installed) if c < 14)] = 135.0
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(row))
+    assert len(read_windows(path)) == 1
+
+
+def test_what_a_row_says_of_its_grid_is_compared(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    case = load_case("case14")
+    assert rows[0]["topology"] == case.topology()
+    path = tmp_path / "named.json"
+    path.write_text(json.dumps(rows[0] | {"buses": list(case.bus_names)}))
+    assert len(read_windows(path)) == 1
+    assert replace(case, load_p=case.load_p * 2, v0=case.v0 * 1.1).topology() == case.topology()
+    assert replace(case, x=case.x * 1.001).topology() != case.topology()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gg_ray import provenance
 from gg_ray.baselines.national import national_detectors
 from gg_ray.baselines.statistical import default_detectors
+from gg_ray.calibration.budget import Levels, dedup_scans, incident_levels
 from gg_ray.config import BALANCE_CASE, RunConfig, VerifierConfig, check_suite
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.report import Comparison
@@ -37,7 +38,7 @@ from gg_ray.evaluate.scoring import (
     window_block,
 )
 from gg_ray.evaluate.suites import SuiteMaker, WindowSuite
-from gg_ray.evaluate.verdicts import Calibration, Confusion, calibrate, confusion, truths
+from gg_ray.evaluate.verdicts import Benign, Calibration, Confusion, calibrate, confusion, truths
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, Bool, Window
@@ -92,6 +93,10 @@ class GridResult:
     """Scores of the model on benign validation windows."""
     disturbance: F64
     """Its disturbance scores on those of them without any disturbance; empty where it gives none."""
+    benign: list[Benign] = field(default_factory=list)
+    """Those windows with what their classes are made of."""
+    levels: Levels | None = None
+    """Of the model on benign validation days; None where no timeline was asked for or made."""
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Stop-check lines."""
@@ -144,8 +149,10 @@ def evaluate(
         found[result.case] = result
     ordered = [found[case] for case in chosen]
     calibration = calibrate(
-        np.concatenate([grid.calibration for grid in ordered]), np.concatenate([grid.disturbance for grid in ordered])
-    )
+        np.concatenate([grid.calibration for grid in ordered]), np.concatenate([grid.disturbance for grid in ordered]),
+        [part for grid in ordered for part in grid.benign],
+        {grid.case: grid.levels for grid in ordered if grid.levels is not None},
+    )  # fmt: skip
     exhibits = {grid.case: grid.exhibit for grid in ordered}
     return Evaluation(
         Results(
@@ -211,15 +218,19 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
     out = GridResult(
         job.case, [], _exhibit(windows, scored.test[ours.name]), np.concatenate([o.score_B for o in benign]),
         np.concatenate(calm) if calm else np.zeros(0),
+        [Benign.of(part, o.score_B, o.node_BN) for part, o in zip(windows.validation, benign, strict=True)],
     )  # fmt: skip
     if suite in ("quick", "windows"):
         out.blocks.append(block)
         out.comparisons += comparisons(windows, scored.test, scored.thresholds, ours.name, config.seed)
         out.notes += stop_check(block, CLASSICAL)
     if suite in ("quick", "timelines") and job.case != BALANCE_CASE:  # its timelines are real: evaluate.real_gb
+        timelines, quiet = maker.timelines(), list[F64]()
         days = timeline_block(
-            maker.timelines(), methods, job.info, config.evaluate.incidents_per_day, scored.thresholds
-        )
+            timelines, methods, job.info, config.evaluate.incidents_per_day, scored.thresholds, quiet
+        )  # fmt: skip
+        if quiet:
+            out.levels = incident_levels(quiet, dedup_scans(timelines.looks_per_day), timelines.looks_per_day)
         if days is None:
             out.notes.append(f"{job.case}: no day of validation, or of the test, passes the gates; timelines left out")
         else:

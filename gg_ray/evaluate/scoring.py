@@ -238,16 +238,19 @@ class _Seen:
 
 def timeline_block(
     suite: TimelineSuite, methods: Sequence[Method], info: BlockInfo, incidents_per_day: float,
-    thresholds: Mapping[str, Thresholds],
+    thresholds: Mapping[str, Thresholds], quiet: list[F64] | None = None,
 ) -> Block | None:  # fmt: skip
     """Rows of every method on continuous days: thresholds from benign validation days at an incident budget.
 
-    Methods must have been prepared, and thresholds (for the figures of place) been found, by window_block.
+    Methods must have been prepared, and thresholds (for the figures of place) been found, by window_block. The scores
+    of the first method on each validation day are added to `quiet`.
     Returns: None where no validation day or no test day could be made
     """
     # day by day and not method by method: networks share the features of a day, and no day is kept
     benign = [_seen(day, methods) for day in suite.validation]
     days = [_seen(day, methods) for day in suite.test]
+    if quiet is not None:
+        quiet += [day.scores[methods[0].name] for day in benign]
     if not benign or not days:
         return None
     rows: list[Row] = []
