@@ -2,7 +2,7 @@
 
 Flow:    baselines.deep -> [gdn] -> catalogue (row B9)
 Source:  Deng and Hooi, "Graph Neural Network-Based Anomaly Detection in Multivariate Time Series", AAAI 2021,
-         arXiv 2106.06947; equation numbers are theirs
+         arXiv 2106.06947; names of steps are theirs
 Shapes:  n pieces, L = w + 1 scans (w inputs, one target), K sensors, D embedding width
 
 Not taken over: batch normalisation in the output layers (a piece's forecast must not depend on its neighbours) and a
@@ -36,14 +36,14 @@ class DeviationNetwork(nn.Module):
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
 
     def graph(self) -> Tensor:
-        """[K, K] bool: j is one of the top_k sensors most like i, or i itself (eq. 2 and 3)."""
+        """[K, K] bool: j is one of the top_k sensors most like i, or i itself: graph structure learning."""
         unit = fn.normalize(self.embedding.detach(), dim=1)
         likeness = (unit @ unit.T).fill_diagonal_(-torch.inf)
         near = likeness.topk(self.top_k, dim=1).indices
         return torch.eye(len(unit), dtype=torch.bool).scatter(1, near, True)
 
     def attention(self, x_nwK: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights [n, K, K] over neighbours and itself (eq. 6 to 8), and W x [n, K, D]."""
+        """Weights [n, K, K] over neighbours and itself, and W x [n, K, D]: feature extractor."""
         values = self.project(x_nwK.transpose(1, 2))
         g = torch.cat((self.embedding.expand(len(values), -1, -1), values), dim=2)
         # a' (g_i + g_j concatenated) is a sum of two products: one number per sensor each, no K x K x 4D tensor
@@ -52,13 +52,13 @@ class DeviationNetwork(nn.Module):
 
     def forward(self, x_nwK: Tensor) -> Tensor:
         alpha, values = self.attention(x_nwK)
-        z = fn.relu(alpha @ values)  # eq. 5
-        out: Tensor = self.out(self.embedding * z)  # eq. 9
+        z = fn.relu(alpha @ values)
+        out: Tensor = self.out(self.embedding * z)  # output layer on v_i * z_i
         return out[..., 0]
 
 
 class Gdn(DeepDetector):
-    """B9: |forecast error| in interquartile ranges above its median (eq. 11, 12), largest over sensors (eq. 13)."""
+    """B9, graph deviation score: |forecast error| in interquartile ranges above its median, largest over sensors."""
 
     name = "gdn"
 
@@ -74,7 +74,7 @@ class Gdn(DeepDetector):
         return DeviationNetwork(channels, self.span - 1, self.dim, self.top_k)
 
     def _loss(self, network: nn.Module, pieces_nLK: Tensor) -> Tensor:
-        return fn.mse_loss(network(pieces_nLK[:, :-1]), pieces_nLK[:, -1])  # eq. 10
+        return fn.mse_loss(network(pieces_nLK[:, :-1]), pieces_nLK[:, -1])
 
     def _errors(self, network: nn.Module, pieces_nLK: Tensor) -> Tensor:
         out: Tensor = (network(pieces_nLK[:, :-1]) - pieces_nLK[:, -1]).abs()

@@ -2,7 +2,7 @@
 
 Flow:    baselines.deep -> [mtad_gat] -> catalogue (row B8)
 Source:  Zhao et al., "Multivariate Time-series Anomaly Detection via Graph Attention Network", ICDM 2020,
-         arXiv 2009.02040; equation and section numbers are theirs
+         arXiv 2009.02040
 Shapes:  n pieces, L = w + 1 scans, K channels, w scans of an input window, D hidden width, Z latent width
 
 Not taken over: cleaning of training data by spectral residuals (ours are clean by construction), the threshold by
@@ -22,7 +22,7 @@ from gg_ray.baselines.series import View
 from gg_ray.records import F64
 
 KERNEL = 7
-"""Width of the smoothing convolution (section 3.2)."""
+"""Width of the convolution over each series."""
 RANGE = 6.0
 """Deviations that one unit of the network stands for: channels of about +-3 deviations fill a range of one, as their
 minimum-maximum scaling does, without a gross error in training deciding it."""
@@ -30,7 +30,7 @@ _LOGVAR = 8.0
 
 
 class GraphAttention(nn.Module):
-    """Attention over m nodes with vectors of length l, all pairs joined (eq. 1 to 3)."""
+    """Attention over m nodes with vectors of length l, all pairs joined: sigmoid of the weighted sum of all."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class JointNetwork(nn.Module):
 
 
 def joint_loss(network: JointNetwork, pieces_nLK: Tensor) -> Tensor:
-    """Forecast and reconstruction loss of pieces already in network units (eq. 4 to 8)."""
+    """Forecast and reconstruction loss of pieces already in network units: RMSE ahead plus the negative evidence bound."""
     x, target = pieces_nLK[:, :-1], pieces_nLK[:, -1]
     forecast, mean, logvar, rebuilt = network(x)
     ahead = ((forecast - target) ** 2).mean(dim=1).clamp(min=1e-12).sqrt().mean()
@@ -93,7 +93,7 @@ def joint_loss(network: JointNetwork, pieces_nLK: Tensor) -> Tensor:
 
 
 class MtadGat(DeepDetector):
-    """B8: sum over channels of ((forecast error)^2 + gamma (1 - p)) / (1 + gamma) (eq. 9), largest over the window."""
+    """B8: sum over channels of ((forecast error)^2 + gamma (1 - p)) / (1 + gamma), largest over the window."""
 
     name = "mtad_gat"
 
@@ -101,7 +101,7 @@ class MtadGat(DeepDetector):
         self, view: View = "both", span: int = 9, hidden: int = 64, latent: int = 16, gamma: float = 0.8,
         lr: float = 1e-3, effort: Effort | None = None,
     ) -> None:  # fmt: skip
-        """Args: view what it reads;  span w + 1;  hidden, latent widths;  gamma of eq. 9;  lr;  effort (Effort())."""
+        """Args: view what it reads;  span w + 1;  hidden, latent widths;  gamma weight of reconstruction;  lr;  effort (Effort())."""
         super().__init__(view, span, lr, effort)
         self.hidden, self.latent, self.gamma = hidden, latent, gamma
 

@@ -46,7 +46,6 @@ class Timed:
         began = time.process_time()
         self.method.prepare(fit, rng)
         self.fit_s = time.process_time() - began
-        print(self.name, self.fit_s, flush=True)
 
     def output(self, prepared: Prepared) -> Output:
         began = time.process_time()
