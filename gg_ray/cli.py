@@ -263,6 +263,12 @@ class BenchOptions:
     seed: int = 0
     trials: int = 0
     """baselines: settings tried per learned baseline on validation windows; 0 measures the chosen ones."""
+    windows: int = 40
+    """baselines: gated windows per family of the suite."""
+    steps: int = 150
+    """baselines: steps of the uniform game that the supervised ones learn from."""
+    groups: tuple[str, ...] = ("classical", "statistical", "deep", "supervised")
+    """baselines: which of them."""
 
 
 def bench(args: Sequence[str]) -> int:
@@ -277,7 +283,12 @@ def bench(args: Sequence[str]) -> int:
         "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
         "baselines": lambda: _bench("baselines").run(
-            case=options.case or "case30", seed=options.seed, trials=options.trials
+            case=options.case or "case30",
+            seed=options.seed,
+            windows=options.windows,
+            steps=options.steps,
+            trials=options.trials,
+            groups=options.groups,
         ),
     }
     if options.name not in runners:

@@ -25,7 +25,7 @@ def leaky(x: float) -> float:
 
 
 def test_gdn_forecast_equals_its_equations() -> None:
-    """Eq. 2 to 9 for every sensor in turn: cosine top-k, attention over neighbours and itself, output of v * z."""
+    """Every sensor in turn: cosine top-k, attention over neighbours and itself, output of v * z."""
     generator = seeded(1)
     network = DeviationNetwork(channels=6, inputs=4, dim=3, top_k=2).double()
     x_wK = torch.randn(4, 6, generator=generator, dtype=torch.float64)

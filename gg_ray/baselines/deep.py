@@ -34,7 +34,8 @@ HELD_SHARE = 0.25
 """Benign windows kept back: they end the training and give the errors that are usual."""
 LIMIT = 50.0
 """Channels are clipped to this many deviations: float32 networks must not overflow on a gross error."""
-_ROWS = 2_048
+_ROWS = 256
+"""Pieces that a network judges at a time: their pairs of channels stay in cache."""
 _SPREAD_FLOOR = 1e-2
 """Added to an interquartile range, as in the code of GDN's authors."""
 
@@ -81,6 +82,7 @@ class DeepDetector(GroupDetector[Trained]):
         super().__init__()
         self.view, self.span, self.lr = view, span, lr
         self.effort = effort or Effort()
+        self._last: tuple[Trained, Prepared, tuple[F64, F64, F64]] | None = None
 
     @abc.abstractmethod
     def _network(self, channels: int) -> nn.Module:
@@ -161,7 +163,12 @@ class DeepDetector(GroupDetector[Trained]):
         return model.channels.nodes(prepared, away)
 
     def _window_errors(self, model: Trained, prepared: Prepared) -> tuple[F64, F64, F64]:
-        """[B, T - 1, C] errors, and the median and interquartile range [C] of benign ones."""
+        """[B, T - 1, C] errors, and the median and interquartile range [C] of benign ones; the last ones are kept.
+
+        The score and the places of a window are asked for one after the other.
+        """
+        if self._last is not None and self._last[0] is model and self._last[1] is prepared:
+            return self._last[2]
         x = self._read(model.channels, prepared)
         errors = np.empty((x.shape[0], x.shape[1] - 1, x.shape[2]))
         median, spread = np.empty(x.shape[2]), np.empty(x.shape[2])
@@ -171,6 +178,7 @@ class DeepDetector(GroupDetector[Trained]):
             found = self._all_errors(part.network, pieces.flatten(0, 1))
             errors[:, :, own] = found.reshape(*pieces.shape[:2], own.size)
             median[own], spread[own] = part.median_K, part.spread_K
+        self._last = model, prepared, (errors, median, spread)
         return errors, median, spread
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ class JointNetwork(nn.Module):
 
 
 def joint_loss(network: JointNetwork, pieces_nLK: Tensor) -> Tensor:
-    """Forecast and reconstruction loss of pieces already in network units: RMSE ahead plus the negative evidence bound."""
+    """RMSE of the forecast plus the negative evidence bound of the reconstruction; pieces in network units."""
     x, target = pieces_nLK[:, :-1], pieces_nLK[:, -1]
     forecast, mean, logvar, rebuilt = network(x)
     ahead = ((forecast - target) ** 2).mean(dim=1).clamp(min=1e-12).sqrt().mean()
@@ -101,7 +101,7 @@ class MtadGat(DeepDetector):
         self, view: View = "both", span: int = 9, hidden: int = 64, latent: int = 16, gamma: float = 0.8,
         lr: float = 1e-3, effort: Effort | None = None,
     ) -> None:  # fmt: skip
-        """Args: view what it reads;  span w + 1;  hidden, latent widths;  gamma weight of reconstruction;  lr;  effort (Effort())."""
+        """Args: view;  span w + 1;  hidden, latent widths;  gamma share of reconstruction;  lr;  effort."""
         super().__init__(view, span, lr, effort)
         self.hidden, self.latent, self.gamma = hidden, latent, gamma
 

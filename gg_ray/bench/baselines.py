@@ -29,7 +29,6 @@ from gg_ray.selfplay.game import Game
 from gg_ray.selfplay.loop import play
 from gg_ray.verifier.features import Prepared
 
-GROUPS = ("classical", "statistical", "deep", "supervised")
 _LOOK = 16
 """Validation windows per training family in the search."""
 
@@ -57,7 +56,7 @@ class Timed:
 
 def run(
     case: str = "case30", seed: int = 0, windows: int = 40, steps: int = 150, trials: int = 0,
-    groups: Sequence[str] = GROUPS,
+    groups: Sequence[str] = ("classical", "statistical", "deep", "supervised"),
 ) -> dict[str, Any]:  # fmt: skip
     """The table, or with trials > 0 the settings that a search on validation windows chooses.
 
