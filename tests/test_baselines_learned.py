@@ -87,7 +87,7 @@ def test_places_point_at_the_planted_bus(small: Suite, fitted: Fitted, name: str
 
 
 def spliced(small: Suite) -> Prepared:
-    """The check windows, each continued from its ninth scan on with another one: all readings usual, the step is not."""
+    """The check windows, each continued from its ninth scan on by another: all readings usual, the step is not."""
     windows = small.check.windows
     out = []
     for window, other in zip(windows, [*windows[7:], *windows[:7]], strict=True):
