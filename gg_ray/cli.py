@@ -267,6 +267,8 @@ class BenchOptions:
     """baselines: gated windows per family of the suite."""
     steps: int = 150
     """baselines: steps of the uniform game that the supervised ones learn from."""
+    fit_s: float = 30.0
+    """baselines: CPU seconds that a fit of a deep one may take per grid and metering plan."""
     groups: tuple[str, ...] = ("classical", "statistical", "deep", "supervised")
     """baselines: which of them."""
 
@@ -289,6 +291,7 @@ def bench(args: Sequence[str]) -> int:
             steps=options.steps,
             trials=options.trials,
             groups=options.groups,
+            fit_s=options.fit_s,
         ),
     }
     if options.name not in runners:

@@ -362,7 +362,8 @@ class EvaluateConfig:
     """False-alarm budget that sets the timeline threshold."""
     baselines: bool = True
     baseline_groups: tuple[str, ...] = ("quick",)
-    """Rivals in every table: quick, classical, statistical, deep (needs minutes per grid)."""
+    """Rivals in every table: quick, classical, statistical (needs the extra baselines), deep (needs minutes per grid).
+    The national balance graph has rivals of its own."""
     uniform_control: bool = True
     """Also train the same Verifier on uniform scenarios with the same budget."""
     supervised_baselines: bool = False

@@ -102,10 +102,10 @@ def test_a_break_in_time_alone_is_seen_by_a_forecast_and_not_by_a_profile(small:
     """A mean does not know what came before a scan; what forecasts it from the last ones does, even without physics."""
     detector: Detector = SeasonalZ(prior=1e9)
     if name == "gdn":
-        detector = Gdn("readings", effort=SHORT, dim=16)
+        detector = Gdn("readings", effort=replace(SHORT, epochs=10), dim=16, lr=1e-2)
     detector.fit([small.fit], np.random.default_rng(1))
     area = auroc(detector.score(small.check), detector.score(spliced(small)))
-    assert area > 0.9 if name == "gdn" else area < 0.7
+    assert area > 0.75 if name == "gdn" else area < 0.6
 
 
 @pytest.mark.parametrize("name", MAKE)

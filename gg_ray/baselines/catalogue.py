@@ -58,8 +58,16 @@ SUPERVISED: dict[str, Supervised] = {
 }
 """Rows of the supervised group, trained beside the uniform control (selfplay.game.Game.pupils)."""
 
-CHOSEN: dict[str, Mapping[str, Any]] = {}
-"""Settings by detector; what is absent keeps the default of its class."""
+CHOSEN: dict[str, Mapping[str, Any]] = {
+    "mahalanobis": {"view": "residuals", "segments": 2},
+    "seasonal_z": {"prior": 0.5},
+    "cblof": {"view": "residuals", "clusters": 4},
+    "ocsvm": {"view": "residuals", "nu": 0.5},
+}
+"""Settings by detector; what is absent keeps the default of its class.
+
+Best of `gg-ray bench baselines --case case14 --trials 16 --windows 10 --groups statistical` (seed 0, fc10455).
+"""
 
 MAKERS: dict[str, Callable[..., Detector]] = {
     "kcl": KclResidual, "chi2": ChiSquare, "lnr": Lnr, "lnr_own": LnrOwn, "innovation": Innovation,

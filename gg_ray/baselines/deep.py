@@ -49,8 +49,8 @@ class Effort:
     """
 
     seconds: float = 30.0
-    epochs: int = 60
-    patience: int = 6
+    epochs: int = 200
+    patience: int = 10
     batch: int = 64
 
 

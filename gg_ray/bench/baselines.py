@@ -6,8 +6,9 @@ Source:  selfplay.md, section 17.3; docs/adr/0010-baselines.md (results)
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from gg_ray import provenance
 from gg_ray.baselines import catalogue, tuning
+from gg_ray.baselines.base import Detector
+from gg_ray.baselines.deep import DeepDetector, Effort
 from gg_ray.baselines.tuning import Labelled, Trial
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
@@ -55,12 +58,13 @@ class Timed:
 
 
 def run(
-    case: str = "case30", seed: int = 0, windows: int = 40, steps: int = 150, trials: int = 0,
+    case: str = "case30", seed: int = 0, windows: int = 40, steps: int = 150, trials: int = 0, fit_s: float = 30.0,
     groups: Sequence[str] = ("classical", "statistical", "deep", "supervised"),
 ) -> dict[str, Any]:  # fmt: skip
     """The table, or with trials > 0 the settings that a search on validation windows chooses.
 
     Args:    windows  per family of the suite;  steps  of the uniform game that the supervised rows learn from
+             fit_s  CPU seconds that a fit of a deep row may take per metering plan
     Returns: by row: macro balanced accuracy and AUROC, CPU seconds of fit, CPU ms per scored window (places included)
     """
     config = replace(load("laptop"), seed=seed, mode="serial")
@@ -69,11 +73,15 @@ def run(
         selfplay=replace(config.selfplay, arm="uniform", steps=steps), actors=replace(config.actors, solvers=0),
     )  # fmt: skip
     maker = SuiteMaker(case, config.scenario, config.evaluate, context_source(None))
-    return _search(config, maker, groups, trials) if trials else _table(config, maker, groups)
+    return _search(config, maker, groups, trials, fit_s) if trials else _table(config, maker, groups, fit_s)
 
 
-def _table(config: RunConfig, maker: SuiteMaker, groups: Sequence[str]) -> dict[str, Any]:
-    methods = [Timed(DetectorMethod(detector)) for detector in catalogue.detectors(groups, config.seed)]
+def _table(config: RunConfig, maker: SuiteMaker, groups: Sequence[str], fit_s: float) -> dict[str, Any]:
+    rivals = catalogue.detectors(groups, config.seed)
+    for rival in rivals:
+        if isinstance(rival, DeepDetector):
+            rival.effort = Effort(seconds=fit_s)
+    methods = [Timed(DetectorMethod(detector)) for detector in rivals]
     trained_s = 0.0
     if "supervised" in groups:
         pupils = {name: choice.settings(config) for name, choice in catalogue.SUPERVISED.items()}
@@ -119,16 +127,22 @@ def _played(config: RunConfig, pupils: Mapping[str, Learner]) -> tuple[Game, flo
     return game, time.process_time() - began
 
 
-def _search(config: RunConfig, maker: SuiteMaker, groups: Sequence[str], trials: int) -> dict[str, Any]:
+def _search(config: RunConfig, maker: SuiteMaker, groups: Sequence[str], trials: int, fit_s: float) -> dict[str, Any]:
     fit = maker.windows().fit
     found = maker.validation_groups(training_families(config.scenario.fold), _LOOK)
     validation = [Labelled(group.prepared, group.families) for group in found]
     out: dict[str, Any] = {"case": maker.case.name}
     for name in (name for group in groups for name in catalogue.GROUPS[group] if name in tuning.SPACES):
-        out[name] = _best(tuning.search(name, fit, validation, trials, config.seed))
+        out[name] = _best(tuning.search(name, fit, validation, trials, config.seed, _maker(name, fit_s)))
     if "supervised" in groups:
         out |= _search_supervised(config, validation, trials)
     return out
+
+
+def _maker(name: str, fit_s: float) -> Callable[..., Detector]:
+    make = catalogue.MAKERS[name]
+    deep = isinstance(make, type) and issubclass(make, DeepDetector)
+    return functools.partial(make, effort=Effort(seconds=fit_s)) if deep else make
 
 
 def _search_supervised(config: RunConfig, validation: Sequence[Labelled], trials: int) -> dict[str, Any]:
