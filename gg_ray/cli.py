@@ -271,12 +271,22 @@ class BenchOptions:
     """A named performance benchmark; prints a table and, last, one JSON line."""
 
     name: tyro.conf.Positional[str]
-    """scenarios, residual, replay, selfplay, verifier or elexon."""
+    """scenarios, residual, replay, selfplay, verifier, elexon or baselines."""
     case: str | None = None
     """Grid, where the benchmark takes one."""
     buses: int = 10_000
     scans: int = 48
     seed: int = 0
+    trials: int = 0
+    """baselines: settings tried per learned baseline on validation windows; 0 measures the chosen ones."""
+    windows: int = 40
+    """baselines: gated windows per family of the suite."""
+    steps: int = 150
+    """baselines: steps of the uniform game that the supervised ones learn from."""
+    fit_s: float = 30.0
+    """baselines: CPU seconds that a fit of a deep one may take per grid and metering plan."""
+    groups: tuple[str, ...] = ("classical", "statistical", "deep", "supervised")
+    """baselines: which of them."""
 
 
 def bench(args: Sequence[str]) -> int:
@@ -290,6 +300,15 @@ def bench(args: Sequence[str]) -> int:
         "selfplay": lambda: _actor_bench().selfplay(options.seed),
         "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
+        "baselines": lambda: _bench("baselines").run(
+            case=options.case or "case30",
+            seed=options.seed,
+            windows=options.windows,
+            steps=options.steps,
+            trials=options.trials,
+            groups=options.groups,
+            fit_s=options.fit_s,
+        ),
     }
     if options.name not in runners:
         raise ConfigError(f"unknown benchmark {options.name!r}{did_you_mean(options.name, runners) or ''}")

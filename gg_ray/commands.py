@@ -71,17 +71,20 @@ def evaluate_model(
     )  # fmt: skip
     config = replace(config, evaluate=sizes)
     untrained = new_verifier(network.config, config.seed + 1)
+    rivals, verifiers = _rivals(registry, version)
     networks = {
         results.VERIFIER: to_numpy(network.state_dict()), **_control(registry, version, network.config),
-        results.UNTRAINED: to_numpy(untrained.state_dict()),
+        results.UNTRAINED: to_numpy(untrained.state_dict()), **rivals,
     }  # fmt: skip
     if suite == REAL_SUITE:
-        return _evaluate_real(config, networks, version, network.config, out or registry.root.parent / REAL_SUITE)
+        folder = out or registry.root.parent / REAL_SUITE
+        return _evaluate_real(config, networks, version, network.config, folder, verifiers)
     found = evaluate(
         config, networks,
         learner_steps=int(version.metrics.get("learner_steps") or 0),
         executor_calls=int(version.metrics.get("power_flow_solves") or 0), model=version.id, suite=suite,
         cases=cases or None, note=lambda text: _say(text), verifier=network.config, spread=spread,
+        verifiers=verifiers,
     )  # fmt: skip
     folder = out or registry.root.parent / "evaluation"
     meta = ReportMeta(
@@ -99,7 +102,8 @@ def evaluate_model(
 
 
 def _evaluate_real(
-    config: RunConfig, networks: Mapping[str, Weights], version: Version, architecture: VerifierConfig, folder: Path
+    config: RunConfig, networks: Mapping[str, Weights], version: Version, architecture: VerifierConfig, folder: Path,
+    verifiers: Mapping[str, VerifierConfig],
 ) -> int:  # fmt: skip
     """The suite on the real GB record: prints the tables and notes, writes results.json, report.md and figures.
 
@@ -110,7 +114,7 @@ def _evaluate_real(
         learner_steps=int(version.metrics.get("learner_steps") or 0),
         executor_calls=int(version.metrics.get("power_flow_solves") or 0),
     )  # fmt: skip
-    methods = network_methods(networks, architecture)
+    methods = network_methods(networks, architecture, verifiers)
     methods += [DetectorMethod(detector) for detector in national_detectors(config.seed)]
     found = evaluate_real(config, methods, context_source(config.scenario.data_dir or None), info, _say)
     for block in found.blocks:
@@ -132,6 +136,16 @@ def _control(registry: Registry, version: Version, architecture: VerifierConfig)
     if control.config != architecture:
         raise RegistryError(f"{named}: the control of {version.id}, but of another architecture; train them again")
     return {results.UNIFORM: to_numpy(control.state_dict())}
+
+
+def _rivals(registry: Registry, version: Version) -> tuple[dict[str, Weights], dict[str, VerifierConfig]]:
+    """Weights and architectures of the supervised baselines that were trained beside a version, by row."""
+    networks = {
+        name: load_network(registry, reference)[0]
+        for name, reference in version.manifest["extra"].get("rivals", {}).items()
+    }
+    weights: dict[str, Weights] = {name: to_numpy(network.state_dict()) for name, network in networks.items()}
+    return weights, {name: network.config for name, network in networks.items()}
 
 
 def score_files(

@@ -22,12 +22,14 @@ KNOWN_CASES = (*TRAINABLE_CASES, *HELD_OUT_CASES, *SCALE_CASES)
 SUITES = ("quick", "windows", "timelines")
 REAL_SUITE = "real-gb"
 """Suite of `gg-ray evaluate` on the real GB record; only a model of the balance graph has it."""
+BASELINE_GROUPS = ("quick", "classical", "statistical", "deep")
+"""Groups of rivals (baselines.catalogue); quick is the part of the first two that costs a training run no time."""
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
 RewardName = Literal["ours", "azr", "sfl", "rzero", "regret"]
-EncoderName = Literal["patch", "tgcn", "pygt_tgcn"]
-GraphName = Literal["hybrid", "sage"]
+EncoderName = Literal["patch", "cnn", "tgcn", "pygt_tgcn"]
+GraphName = Literal["hybrid", "sage", "none"]
 ArmName = Literal["selfplay", "uniform", "plr"]
 ModeName = Literal["serial", "sync", "async"]
 
@@ -141,9 +143,10 @@ class VerifierConfig:
     """The network that is deployed."""
 
     encoder: EncoderName = "patch"
-    """Window to node: patch (patch MLP, pooled), tgcn (our cell), pygt_tgcn (PyTorch Geometric Temporal's)."""
+    """Window to node: patch (patch MLP, pooled), cnn (convolutions over scans), tgcn (our cell), pygt_tgcn (PyTorch
+    Geometric Temporal's)."""
     graph: GraphName = "hybrid"
-    """hybrid: GATv2 with edge attributes and a fixed U-Net; sage: the GraphSAGE baseline."""
+    """hybrid: GATv2 with edge attributes and a fixed U-Net; sage: the GraphSAGE baseline; none: each bus on its own."""
     hidden: int = 64
     """Width of node states."""
     patch: int = 8
@@ -370,12 +373,24 @@ class EvaluateConfig:
     incidents_per_day: float = 1.0
     """False-alarm budget that sets the timeline threshold."""
     baselines: bool = True
+    baseline_groups: tuple[str, ...] = ("quick",)
+    """Rivals in every table: quick, classical, statistical (needs the extra baselines), deep (needs minutes per grid).
+    The national balance graph has rivals of its own."""
     uniform_control: bool = True
     """Also train the same Verifier on uniform scenarios with the same budget."""
+    supervised_baselines: bool = False
+    """Also train the per-bus and GraphSAGE baselines on the very draws of the uniform control, as further rows."""
 
     def __post_init__(self) -> None:
         check_suite(self.suite)
         check_cases(self.held_out_cases, "evaluate.held_out_cases")
+        for group in self.baseline_groups:
+            hint = did_you_mean(group, BASELINE_GROUPS)
+            known = ", ".join(BASELINE_GROUPS)
+            _check(
+                group in BASELINE_GROUPS,
+                f"evaluate.baseline_groups: unknown {group!r}{hint or ';'} choose from {known}",
+            )
         for name in ("windows", "days", "validation_days", "stride"):
             _check(getattr(self, name) >= 1, f"evaluate.{name}: {getattr(self, name)}; at least 1")
         _check(self.every_steps >= 0, f"evaluate.every_steps: {self.every_steps}; 0 or more")
@@ -416,6 +431,12 @@ class RunConfig:
             BALANCE_CASE not in self.scenario.cases or self.actors.solvers == 0,
             f"scenario.cases: {BALANCE_CASE} needs actors.solvers 0: some of its readings are computed from others, so"
             " a completed one would contradict them",
+        )
+        _check(
+            not self.evaluate.supervised_baselines
+            or (self.evaluate.uniform_control and self.selfplay.arm == "selfplay"),
+            "evaluate.supervised_baselines: they learn from the draws of the uniform control; set"
+            " evaluate.uniform_control and leave selfplay.arm at selfplay",
         )
         held = set(self.evaluate.held_out_cases) & set(self.scenario.cases)
         _check(not held, f"evaluate.held_out_cases: {', '.join(sorted(held))} is also trained on")

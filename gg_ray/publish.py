@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gg_ray import provenance
-from gg_ray.config import RunConfig
+from gg_ray.config import RunConfig, VerifierConfig
 from gg_ray.evaluate import figures, results
 from gg_ray.evaluate.job import Evaluation, Weights
 from gg_ray.evaluate.report import ReportMeta, write_report
@@ -45,9 +45,13 @@ D_BINS = (3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, np.inf)
 
 
 def publish(
-    out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float, control: Weights | None = None
-) -> str:
-    """Write the report, register the model (and its uniform control), promote it if it earned it.
+    out: Path, config: RunConfig, game: Game, evaluation: Evaluation, trained_s: float,
+    beside: Mapping[str, Weights] | None = None, verifiers: Mapping[str, VerifierConfig] | None = None,
+) -> str:  # fmt: skip
+    """Write the report, register the model (and what was trained beside it), promote it if it earned it.
+
+    Args:    beside  weights of the uniform control and the supervised baselines by row;  verifiers  architecture of
+             those that have another one than the run
 
     Returns: one line for the console.
     """
@@ -67,8 +71,11 @@ def publish(
     _sample_file(folder, evaluation)
     registry = Registry(out / "registry")
     # before the model, so that `latest` is the model
-    beside = None if control is None else _register_control(registry, control, config, evaluation)
-    version = _register(registry, config, game, evaluation, beside)
+    others = {
+        row: _register_rival(registry, row, weights, (verifiers or {}).get(row, config.verifier), config, evaluation)
+        for row, weights in (beside or {}).items()
+    }
+    version = _register(registry, config, game, evaluation, others)
     try:
         registry.promote(version, "champion", gate=promotion_gate)
         return f"registered {version.id} and promoted it to champion"
@@ -103,7 +110,7 @@ def _measured(version: Version, name: str) -> float | None:
 
 
 def _register(
-    registry: Registry, config: RunConfig, game: Game, evaluation: Evaluation, control: Version | None
+    registry: Registry, config: RunConfig, game: Game, evaluation: Evaluation, beside: Mapping[str, Version]
 ) -> Version:
     rows = _macro_rows(evaluation)
     measured: dict[str, float | int | str | None] = {}
@@ -112,10 +119,15 @@ def _register(
         if row["balanced_accuracy"] is not None:
             measured[name] = float(row["balanced_accuracy"])
     measured |= {"learner_steps": game.step, "power_flow_solves": game.solves}
-    extra = {
+    extra: dict[str, Any] = {
         "calibration": evaluation.calibration.as_json(),
         "digest": {case: shown.digest for case, shown in evaluation.exhibits.items()},
     }
+    rivals = {row: rival.id for row, rival in beside.items() if row != results.UNIFORM}
+    if results.UNIFORM in beside:
+        extra["control"] = beside[results.UNIFORM].id
+    if rivals:
+        extra["rivals"] = rivals
     return registry.register(
         game.learner.weights(), architecture=asdict(config.verifier), feature_schema=SCHEMA, metrics=measured,
         run=config.name, seed=config.seed, commit=provenance.git_commit(),
@@ -123,27 +135,35 @@ def _register(
             summary=f"Verifier of run {config.name}: {config.selfplay.arm} training, fold {config.scenario.fold}.",
             rows=rows, **_provenance(config),
         ),
-        extra=extra if control is None else extra | {"control": control.id},
+        extra=extra,
     )  # fmt: skip
 
 
-def _register_control(registry: Registry, weights: Weights, config: RunConfig, evaluation: Evaluation) -> Version:
-    """The uniform control as a version of its own under the alias control: an evaluation can then repeat its rows."""
+def _register_rival(
+    registry: Registry, row: str, weights: Weights, architecture: VerifierConfig, config: RunConfig,
+    evaluation: Evaluation,
+) -> Version:  # fmt: skip
+    """The uniform control (alias control) or a supervised baseline (no alias) as a version of its own.
+
+    An evaluation can then repeat its rows.
+    """
     rows = _macro_rows(evaluation)
-    own = next((row for row in rows if row["method"] == results.UNIFORM), None)
+    own = next((found for found in rows if found["method"] == row), None)
+    kind = "the same network" if row == results.UNIFORM else f"the baseline {row}"
     version = registry.register(
-        weights, architecture=asdict(config.verifier), feature_schema=SCHEMA,
+        weights, architecture=asdict(architecture), feature_schema=SCHEMA,
         metrics={} if own is None else {"balanced_accuracy": own["balanced_accuracy"]},
         run=config.name, seed=config.seed, commit=provenance.git_commit(),
         card=ModelCard(
-            summary=f"Control of run {config.name}, not for service: the same network with as many learner steps,"
+            summary=f"Control of run {config.name}, not for service: {kind} with as many learner steps,"
             " trained on uniform scenarios (same executor, gates and twins) instead of self-play. It has no"
             " calibration, so it gives no verdicts; it is kept so that gg-ray evaluate can put its rows beside the"
             " Verifier's.",
             rows=rows, **_provenance(config),
         ),
     )  # fmt: skip
-    registry.promote(version, "control")
+    if row == results.UNIFORM:
+        registry.promote(version, "control")
     return version
 
 

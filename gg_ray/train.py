@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from gg_ray.baselines import catalogue
 from gg_ray.config import RunConfig
 from gg_ray.console import Display, make_console
 from gg_ray.evaluate import results
@@ -29,7 +30,7 @@ from gg_ray.evaluate.look import QuickLook
 from gg_ray.evaluate.report import text_table
 from gg_ray.files import CheckpointError
 from gg_ray.grid.cases import load_case
-from gg_ray.learner import new_verifier, to_numpy
+from gg_ray.learner import Learner, new_verifier, to_numpy
 from gg_ray.publish import publish
 from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import ContextSource, context_source
@@ -77,14 +78,18 @@ def _run(config: RunConfig, out: Path, resume: str | None, play: Play, spread: S
         display.note(f"trained {game.step} steps in {trained_s:.0f} s")
         control = _control(config, game, play, display)
         networks = networks_for(config, game.learner.weights(), None if control is None else control.learner.weights())
+        rivals = {} if control is None else control.pupils
+        networks |= {name: pupil.weights() for name, pupil in rivals.items()}
+        verifiers = {name: pupil.network.config for name, pupil in rivals.items()}
         display.note("evaluating on held-out families, days and grids")
         evaluation = evaluate(
             config, networks, learner_steps=game.step, executor_calls=game.solves, model=config.name,
-            note=display.note, spread=spread,
+            note=display.note, spread=spread, verifiers=verifiers,
         )  # fmt: skip
         if control is not None:
             evaluation.results = with_control_budget(evaluation.results, control)
-        version = publish(out, config, game, evaluation, trained_s, networks.get(results.UNIFORM))
+        beside = {name: networks[name] for name in (results.UNIFORM, *rivals) if name in networks}
+        version = publish(out, config, game, evaluation, trained_s, beside, verifiers)
     for block in evaluation.results.results:
         sys.stdout.write(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}\n")
     sys.stdout.write(f"\nreport {out}/report/report.md\n{version}\n")
@@ -226,8 +231,19 @@ def train_control(config: RunConfig, play: Play, rival: Game) -> Game:
         replay=replace(config.replay, samples_per_insert=equal_price(config, rival)),
     )  # fmt: skip
     game = Game(arm)
+    if config.evaluate.supervised_baselines:
+        game.pupils = pupils_of(arm)
     play(arm, context_source(config.scenario.data_dir or None), game, Buffer(arm), lambda _game, _buffer: None)
     return game
+
+
+def pupils_of(config: RunConfig) -> dict[str, Learner]:
+    """The supervised baselines as untrained learners, initialised from the run's seed."""
+    out = {}
+    for name, choice in catalogue.SUPERVISED.items():
+        network, learner = choice.settings(config)
+        out[name] = Learner(new_verifier(network, config.seed), learner, config.selfplay.steps)
+    return out
 
 
 def equal_price(config: RunConfig, rival: Game) -> float:

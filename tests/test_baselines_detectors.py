@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from gg_ray.baselines.base import Detector, DetectorError, bus_maximum, group_key, meter_bus
+from gg_ray.baselines.catalogue import detectors
 from gg_ray.baselines.lnr import Lnr
 from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, RandomScore, balances
-from gg_ray.baselines.statistical import Innovation, IsolationForest, MaxOf, Pca, default_detectors
+from gg_ray.baselines.statistical import Innovation, IsolationForest, MaxOf, Pca
 from gg_ray.config import ScenarioConfig
 from gg_ray.evaluate.metrics import auroc
 from gg_ray.grid.cases import load_case
@@ -200,7 +201,7 @@ def test_chi_square_is_standard_normal_on_clean_readings(dense: Suite) -> None:
     assert noisy(2.0).mean() > 5
 
 
-@pytest.mark.parametrize("detector", default_detectors(0), ids=lambda d: d.name)
+@pytest.mark.parametrize("detector", detectors(("quick",), 0), ids=lambda d: d.name)
 def test_contract_of_every_detector(small: Suite, detector: Detector) -> None:
     """Finite scores of the right shape, refusal before fitting, same generator same numbers, sane nodes."""
     assert isinstance(detector, Detector)
@@ -214,7 +215,7 @@ def test_contract_of_every_detector(small: Suite, detector: Detector) -> None:
     first = fitted(detector, small).score(small.check)
     assert first.shape == (CHECK,)
     assert np.isfinite(first).all()
-    twin = next(d for d in default_detectors(0) if d.name == detector.name)
+    twin = next(d for d in detectors(("quick",), 0) if d.name == detector.name)
     assert (fitted(twin, small).score(small.check) == first).all()
     nodes = detector.node_scores(small.check)
     if nodes is not None:
@@ -227,7 +228,7 @@ def test_a_silent_window_is_scored(small: Suite) -> None:
     """No reading at all must give finite scores, not NaN."""
     windows = [replace(w, z_TM=np.full_like(w.z_TM, np.nan)) for w in small.check.windows[:4]]
     silent = small.prepare(windows)
-    for detector in default_detectors(0):
+    for detector in detectors(("quick",), 0):
         assert np.isfinite(fitted(detector, small).score(silent)).all(), detector.name
 
 

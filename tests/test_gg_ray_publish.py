@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import finished, work_in
 
 from gg_ray import cli
+from gg_ray.baselines.catalogue import SUPERVISED
 from gg_ray.config_io import load
 from gg_ray.publish import training_figures
 from gg_ray.records import VERDICTS
@@ -21,9 +22,10 @@ from gg_ray.selfplay.game import Game
 RUN = [
     "train", "--config", "smoke", "--cases", "case14", "--steps", "12", "--learner.publish-every", "3",
     "--checkpoint.every-steps", "12", "--evaluate.every-steps", "4", "--evaluate.held-out-cases", "case30",
-    "--evaluate.windows", "1", "--evaluate.days", "1", "--evaluate.uniform-control", "--name", "tiny",
+    "--evaluate.windows", "1", "--evaluate.days", "1", "--evaluate.uniform-control",
+    "--evaluate.supervised-baselines", "--name", "tiny",
 ]  # fmt: skip
-"""Both suites, every baseline and the control, in seconds."""
+"""Both suites, every baseline, the control and what learnt beside it, in seconds."""
 FIGURES = {
     "learning curves": ["learning.png"],
     "d_eff against p-bar over time": ["frontier.png"],
@@ -80,8 +82,8 @@ def test_evaluate_prints_and_writes_the_rows_of_the_training_report(
     for part in trained["parts"]:  # what the control was bought with is known to the run alone
         part["budget"] = {name: value for name, value in part["budget"].items() if not name.startswith("control_")}
     assert again["parts"] == trained["parts"]
-    assert again["model"] == "verifier/v2"
-    assert {"verifier", "uniform", "untrained", "random", "oracle", "chi2", "lnr"} <= {
+    assert again["model"] == "verifier/v5"
+    assert {"verifier", "uniform", "untrained", "random", "oracle", "chi2", "lnr", *SUPERVISED} <= {
         r["method"] for r in again["rows"]
     }
     for suite in ("windows", "timelines"):
@@ -92,7 +94,10 @@ def test_evaluate_prints_and_writes_the_rows_of_the_training_report(
 def test_the_control_is_a_version_with_a_card_and_the_model_says_which(home: Path) -> None:
     store = Registry(home / "runs" / "tiny" / "registry")
     assert store.aliases()["control"] == "verifier/v1"
-    assert store.resolve("latest").id == "verifier/v2"
+    assert store.resolve("latest").id == "verifier/v5"
+    rivals = store.resolve("latest").manifest["extra"]["rivals"]
+    assert rivals == dict(zip(SUPERVISED, ("verifier/v2", "verifier/v3", "verifier/v4"), strict=True))
+    assert "the baseline per_bus_cnn" in (store.resolve(rivals["per_bus_cnn"]).path / CARD).read_text()
     assert store.resolve("latest").manifest["extra"]["control"] == "verifier/v1"
     card = (store.resolve("control").path / CARD).read_text()
     assert "Control of run tiny, not for service" in card

@@ -110,5 +110,5 @@ def test_tgcn_carries_its_state() -> None:
 
 
 def test_unknown_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="'gru': choose patch, tgcn or pygt_tgcn"):
+    with pytest.raises(ValueError, match="'gru': choose patch, cnn, tgcn or pygt_tgcn"):
         make_encoder("gru", 5, 8, 8)

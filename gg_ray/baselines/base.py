@@ -1,6 +1,6 @@
 """What every classical detector is: fitted on benign windows per grid and metering plan, then one score per window.
 
-Flow:    verifier.features (Prepared) -> [base] -> baselines.{physics,lnr,statistical} -> evaluate
+Flow:    verifier.features (Prepared) -> [base] -> every other module here -> evaluate
 Source:  selfplay.md, section 17.3 (baselines); docs/adr/0010-baselines.md
 Shapes:  B windows, T scans, N buses, M installed meters
 """
@@ -21,6 +21,7 @@ from gg_ray.verifier.features import Prepared
 
 GroupKey = tuple[str, int, int]
 """Case name, plan number and fingerprint of the installed meters and their classes."""
+DAY_NS = 86_400_000_000_000
 Model = TypeVar("Model")
 
 
@@ -113,6 +114,14 @@ def fresh_readings(prepared: Prepared) -> F64:
     """[B, T, M] readings measured in the scan they stand in, NaN for absent and aged ones (as r_BTM treats them)."""
     age = np.stack([window.age_TM for window in prepared.windows])
     return np.where(age == 0, prepared.z_BTM, np.nan)
+
+
+def day_bins(prepared: Prepared, bins: int) -> I64:
+    """[B, T] which of `bins` equal parts of the UTC day every scan lies in."""
+    start = np.array([window.t0_ns for window in prepared.windows], dtype=np.int64)
+    step = np.array([int(window.step_s * 1e9) for window in prepared.windows], dtype=np.int64)
+    times = start[:, None] + step[:, None] * np.arange(prepared.z_BTM.shape[1])
+    return np.asarray((times % DAY_NS) // (DAY_NS // bins))
 
 
 def meter_bus(case: GridCase, plan: MeterPlan) -> I64:

@@ -12,14 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gg_ray.baselines.base import Detector, DetectorError, GroupDetector, bus_maximum, fresh_readings
+from gg_ray.baselines.base import (
+    DAY_NS,
+    Detector,
+    DetectorError,
+    GroupDetector,
+    bus_maximum,
+    day_bins,
+    fresh_readings,
+)
 from gg_ray.baselines.physics import ChiSquare, RandomScore
 from gg_ray.baselines.statistical import Innovation, IsolationForest, Pca
 from gg_ray.grid import balance
 from gg_ray.records import F64, I64
 from gg_ray.verifier.features import Prepared
 
-_DAY_NS = 86_400_000_000_000
 _BINS = 48
 _LAWS = [balance.M_STATION, balance.M_UNREPORTED]
 
@@ -56,7 +63,7 @@ class HourlyProfile(GroupDetector[Hours]):
 
     def _build(self, members: Sequence[Prepared], rng: np.random.Generator) -> Hours:
         values = np.concatenate([fresh_readings(part).reshape(-1, part.plan.size) for part in members])
-        bins = np.concatenate([_half_hours(part).ravel() for part in members])
+        bins = np.concatenate([day_bins(part, _BINS).ravel() for part in members])
         everything = _centre(values)
         middle, spread = np.tile(everything[0], (_BINS, 1)), np.tile(everything[1], (_BINS, 1))
         for half in range(_BINS):
@@ -72,16 +79,8 @@ class HourlyProfile(GroupDetector[Hours]):
         return bus_maximum(prepared.case, prepared.plan, self._distance(model, prepared).max(axis=1, initial=0.0))
 
     def _distance(self, model: Hours, prepared: Prepared) -> F64:
-        at = _half_hours(prepared)
+        at = day_bins(prepared, _BINS)
         return np.nan_to_num(np.abs(fresh_readings(prepared) - model.middle[at]) / model.spread[at])
-
-
-def _half_hours(prepared: Prepared) -> I64:
-    """[B, T] half-hour of the UTC day of every scan."""
-    start = np.array([window.t0_ns for window in prepared.windows], dtype=np.int64)
-    step = np.array([int(window.step_s * 1e9) for window in prepared.windows], dtype=np.int64)
-    times = start[:, None] + step[:, None] * np.arange(prepared.z_BTM.shape[1])
-    return np.asarray((times % _DAY_NS) // (_DAY_NS // _BINS))
 
 
 def _centre(values: F64) -> tuple[F64, F64]:
@@ -127,7 +126,7 @@ class SeasonalNaive:
 
     def _since_yesterday(self, prepared: Prepared) -> F64:
         """[B, T, M] reading minus the record's reading a day earlier, NaN where either is missing."""
-        start = np.array([(window.t0_ns - self._first) // (_DAY_NS // _BINS) for window in prepared.windows])
+        start = np.array([(window.t0_ns - self._first) // (DAY_NS // _BINS) for window in prepared.windows])
         at = start[:, None] + np.arange(prepared.z_BTM.shape[1]) - _BINS
         before = self._z[np.clip(at, 0, len(self._z) - 1)]
         before[at < 0] = np.nan

@@ -1,6 +1,6 @@
 """Detectors that learn what is usual from benign windows: PCA, Isolation Forest, forecast innovations, and a maximum.
 
-Flow:    verifier.features (Prepared) -> [statistical] -> evaluate (rows B3 to B7)
+Flow:    verifier.features (Prepared) -> [statistical] -> catalogue (rows B3 to B7)
 Source:  Jackson and Mudholkar 1979 (Q and T^2); Ledoit and Wolf 2004; Liu, Ting and Zhou 2008 (Isolation Forest);
          Leite da Silva et al. 1983 (innovations of a forecast-aided estimator); selfplay.md, section 17.3
 Shapes:  B windows, T scans, M installed meters, D features of a window, K kept components
@@ -15,14 +15,11 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.ensemble import IsolationForest as Forest
 
-from gg_ray.baselines.base import Detector, DetectorError, GroupDetector, bus_maximum, fresh_readings
-from gg_ray.baselines.lnr import Lnr
-from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, RandomScore
+from gg_ray.baselines.base import Detector, GroupDetector, bus_maximum, fresh_readings
+from gg_ray.baselines.series import Usual, enough, segment_means, usual
 from gg_ray.records import F64
 from gg_ray.verifier.features import Prepared
 
-MIN_WINDOWS = 20
-"""Fewest benign windows per grid and plan: below it means and variances of a window are guesswork."""
 SEGMENTS = 4
 """A window is condensed to this many means per meter, so one model serves every window length."""
 KEPT_VARIANCE = 0.95
@@ -30,42 +27,6 @@ CALIBRATION_SHARE = 0.3
 """Benign windows kept back to scale Q and T^2: on its own training windows PCA always looks good."""
 _VARIANCE_FLOOR = 0.3
 """Smallest innovation deviation in meter sigmas: a held reading must not look infinitely sure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """[M] mean reading of each meter over benign windows, the stand-in for a meter never heard in a window."""
-
-    mean_M: F64
-
-    def filled(self, z_BTM: F64) -> F64:
-        """[B, T, M] readings without gaps: the last one seen in the window, before the first one the benign mean."""
-        present = np.isfinite(z_BTM)
-        scans = z_BTM.shape[1]
-        last = np.maximum.accumulate(np.where(present, np.arange(scans)[None, :, None], -1), axis=1)
-        held = np.take_along_axis(np.where(present, z_BTM, 0.0), np.maximum(last, 0), axis=1)
-        return np.where(last >= 0, held, self.mean_M)
-
-
-def usual(members: Sequence[Prepared]) -> Usual:
-    """Benign means of one group; a meter that never reported gets 0."""
-    total, count = np.zeros(members[0].plan.size), np.zeros(members[0].plan.size)
-    for prepared in members:
-        present = np.isfinite(prepared.z_BTM)
-        total += np.where(present, prepared.z_BTM, 0.0).sum(axis=(0, 1))
-        count += present.sum(axis=(0, 1))
-    return Usual(total / np.maximum(count, 1))
-
-
-def enough(name: str, members: Sequence[Prepared]) -> int:
-    """Number of benign windows of a group.  Raises: DetectorError below MIN_WINDOWS."""
-    count = sum(len(prepared.windows) for prepared in members)
-    if count < MIN_WINDOWS:
-        first = members[0]
-        raise DetectorError(
-            f"{name}: {count} benign windows of {first.case.name} plan {first.plan.plan_id}; need {MIN_WINDOWS}"
-        )
-    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +85,7 @@ class Pca(GroupDetector[Subspace]):
 def _segments(known: Usual, prepared: Prepared) -> F64:
     """[B, SEGMENTS M] means of the window's segments, in meter sigmas around the benign mean."""
     z = (known.filled(prepared.z_BTM) - known.mean_M) / prepared.plan.sigma
-    return np.concatenate([part.mean(axis=1) for part in np.array_split(z, SEGMENTS, axis=1)], axis=1)
+    return segment_means(z, SEGMENTS)
 
 
 def _statistics(model: Subspace, x_BD: F64) -> tuple[F64, F64]:
@@ -258,14 +219,3 @@ class MaxOf(GroupDetector[list[tuple[float, float]]]):
         pairs = zip(self.parts, model, strict=True)
         scaled = [(part.score(prepared) - middle) / spread for part, (middle, spread) in pairs]
         return np.asarray(np.max(scaled, axis=0))
-
-
-def default_detectors(seed: int) -> list[Detector]:
-    """One of each, in the order of the tables.
-
-    Args: seed of the random row; what the others draw comes from the generator given to fit
-    """
-    return [
-        RandomScore(seed), KclResidual(), ChiSquare(), Lnr(), LnrOwn(), Innovation(),
-        MaxOf("chi2_or_innovation", [ChiSquare(), Innovation()]), Pca(), IsolationForest(),
-    ]  # fmt: skip

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray import provenance
+from gg_ray.baselines import catalogue
 from gg_ray.baselines.national import national_detectors
-from gg_ray.baselines.statistical import default_detectors
 from gg_ray.calibration.budget import Levels, dedup_scans, incident_levels
 from gg_ray.config import BALANCE_CASE, RunConfig, VerifierConfig, check_suite
 from gg_ray.evaluate import metrics
@@ -63,6 +63,8 @@ class GridJob:
     """Architecture of the networks."""
     networks: Mapping[str, Weights]
     """Weights by row of the table; the first is the model under test."""
+    verifiers: Mapping[str, VerifierConfig] = field(default_factory=dict)
+    """Architecture of the rows that have another one."""
 
 
 @dataclass(slots=True)
@@ -123,11 +125,12 @@ def evaluate(
     config: RunConfig, networks: Mapping[str, Weights], *, learner_steps: int, executor_calls: int, model: str,
     note: Callable[[str], None] = lambda _text: None, suite: str | None = None, cases: Sequence[str] | None = None,
     verifier: VerifierConfig | None = None, spread: Spread | None = None,
+    verifiers: Mapping[str, VerifierConfig] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Run the suites.
 
     Args:   networks  weights by row of the table, the model under test first;  suite  quick (both), windows, timelines
-            verifier  their architecture (the run's when not given)
+            verifier  their architecture (the run's when not given);  verifiers  that of the rows that have another one
             spread  runs the jobs, results in any order; one after the other in this process when not given
     Raises: ConfigError for an unknown suite.
     """
@@ -140,7 +143,7 @@ def evaluate(
     chosen = list(dict.fromkeys(cases or [_home(config), *config.evaluate.held_out_cases]))
     jobs = [
         GridJob(config=config, case=case, suite=name, info=info, verifier=verifier or config.verifier,
-                networks=networks)
+                networks=networks, verifiers=verifiers or {})
         for case in chosen
     ]  # fmt: skip
     found: dict[str, GridResult] = {}
@@ -187,18 +190,21 @@ def run_grid(job: GridJob, contexts: ContextSource) -> GridResult:
 
 def methods_of(job: GridJob) -> list[Method]:
     """Rows of the tables: the networks, which share their features, and the classical tests."""
-    out = network_methods(job.networks, job.verifier)
+    out = network_methods(job.networks, job.verifier, job.verifiers)
     if job.config.evaluate.baselines:
-        make = national_detectors if job.case == BALANCE_CASE else default_detectors
-        out += [DetectorMethod(detector) for detector in make(job.config.seed)]
+        seed, groups = job.config.seed, job.config.evaluate.baseline_groups
+        national = job.case == BALANCE_CASE
+        out += map(DetectorMethod, national_detectors(seed) if national else catalogue.detectors(groups, seed))
     return out
 
 
-def network_methods(networks: Mapping[str, Weights], architecture: VerifierConfig) -> list[Method]:
+def network_methods(
+    networks: Mapping[str, Weights], architecture: VerifierConfig, others: Mapping[str, VerifierConfig]
+) -> list[Method]:
     """Networks as rows of the tables; they share the features of the windows asked about last."""
     features, out = LastFeatures(), list[Method]()
     for name, weights in networks.items():
-        network = new_verifier(architecture, 0)
+        network = new_verifier(others.get(name, architecture), 0)
         load_numpy(network, weights)
         out.append(NetworkMethod(name, network, features))
     return out

@@ -88,6 +88,8 @@ class Game:
         self.frontier: deque[tuple[int, float, float, str]] = deque(maxlen=20_000)
         """(step, d_eff, p_bar, family) of gated anomalous programs: figure "d_eff against p_bar over time"."""
         self._metrics: dict[str, float] = {}
+        self.pupils: dict[str, Learner] = {}
+        """Other networks that learn from the same draws: equal windows and steps, no say in the game. Not saved."""
 
     def _scheduler_config(self) -> SelfplayConfig:
         """Arms without a policy have no policy programs: uniform and plr draw every program from the grammar."""
@@ -229,6 +231,8 @@ class Game:
     def learn(self, draw: Draw) -> NDArray[np.float64]:
         """One Verifier step, and a Solver or policy step where due. Returns: new priorities of the drawn windows."""
         metrics, p = self.learner.step(draw.batch)
+        for pupil in self.pupils.values():
+            pupil.step(draw.batch)
         self.step += 1
         self._metrics |= metrics
         if (

@@ -1,7 +1,7 @@
 """The Verifier: window of telemetry on a grid in, verdict, places, type and denoised state out.
 
 Flow:    batch -> temporal -> gat -> unet -> [model] -> losses, calibration
-Source:  HYBRID A of verifier.md 5.2 (graph 'hybrid') and the GraphSAGE baseline (graph 'sage'); selfplay.md section 10
+Source:  HYBRID A of verifier.md 5.2 (graph 'hybrid'), GraphSAGE baseline ('sage'), per-bus ('none'); selfplay.md 10
 Shapes:  B graphs, Nt buses, Et branches, T scans, D hidden, K edge width
 """
 
@@ -93,7 +93,8 @@ class Verifier(nn.Module):
             )
             self.unet: FixedUNet | None = FixedUNet(width, config.dropout)
         else:
-            self.flat = nn.ModuleList(SageLayer(width, config.dropout) for _ in range(config.layers + 1))
+            count = config.layers + 1 if config.graph == "sage" else 0
+            self.flat = nn.ModuleList(SageLayer(width, config.dropout) for _ in range(count))
             self.unet = None
         self.edge_update = Dense(EDGE_WIDTH, EDGE_WIDTH)
         self.edge_ends = Dense(width, 2 * EDGE_WIDTH, bias=False)

@@ -134,6 +134,27 @@ class TgcnEncoder(nn.Module):
         return state
 
 
+class CnnEncoder(nn.Module):
+    """Three dilated convolutions over the scans of a row (15 scans wide), then pooled: serves any window length."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        width = PATCH_WIDTH
+        self.layers = nn.ModuleList(
+            nn.Conv1d(features if dilation == 1 else width, width, 3, padding=dilation, dilation=dilation)
+            for dilation in (1, 2, 4)
+        )
+        self.out = Dense(3 * width, hidden)
+
+    def forward(self, x_nTF: Tensor, edge_index: Tensor, status: Tensor) -> Tensor:
+        """As PatchEncoder.forward, for any number of scans."""
+        h_nWT = x_nTF.transpose(1, 2)
+        for layer in self.layers:
+            h_nWT = fn.gelu(layer(h_nWT))
+        pooled = torch.cat((h_nWT.amax(dim=2), h_nWT.mean(dim=2), h_nWT[:, :, -1]), dim=1)
+        return fn.gelu(self.out(pooled))
+
+
 class PygtTgcnEncoder(nn.Module):
     """PyTorch Geometric Temporal's TGCN, one call per scan. Same function class as TgcnEncoder, slower."""
 
@@ -157,8 +178,10 @@ def make_encoder(name: str, features: int, hidden: int, patch: int) -> nn.Module
     """Encoder by its settings name. Raises: ValueError for an unknown name, PygTemporalMissing for pygt_tgcn."""
     if name == "patch":
         return PatchEncoder(features, hidden, patch)
+    if name == "cnn":
+        return CnnEncoder(features, hidden)
     if name == "tgcn":
         return TgcnEncoder(features, hidden)
     if name == "pygt_tgcn":
         return PygtTgcnEncoder(features, hidden)
-    raise ValueError(f"verifier.encoder {name!r}: choose patch, tgcn or pygt_tgcn")
+    raise ValueError(f"verifier.encoder {name!r}: choose patch, cnn, tgcn or pygt_tgcn")
