@@ -5,7 +5,7 @@ Source:  docs/gb-data.md (real events, labelled bad publications); no point adju
 Shapes:  H half-hours, B windows, T scans
 
 Trained on 2019 and 2021, calibrated on the days of 2023 that carry no label, tested on 2024: with the threshold of
-2023, and with one that follows the year before each day (evaluate.trailing). The labels of bad publications were never
+2023, and with one that follows the year before each day (calibration.trailing). The labels of bad publications were never
 used in training; they decide here which days are benign, and what counts as found.
 """
 
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gg_ray.baselines.national import SeasonalNaive
+from gg_ray.calibration.trailing import trailing_thresholds
 from gg_ray.config import BALANCE_CASE, ConfigError, RunConfig
 from gg_ray.elexon.events import read_events
 from gg_ray.elexon.settlement import HALF_HOUR_NS
@@ -30,7 +31,6 @@ from gg_ray.evaluate.results import Block, Row
 from gg_ray.evaluate.rolling import Series, roll
 from gg_ray.evaluate.scoring import BlockInfo, DetectorMethod, Method
 from gg_ray.evaluate.suites import SuiteMaker
-from gg_ray.evaluate.trailing import trailing_thresholds
 from gg_ray.grid import balance as b
 from gg_ray.records import F64, I64, TYPES, Bool
 from gg_ray.scenario.balance_record import SPLIT_YEARS, BalanceRecord, in_service, load_record

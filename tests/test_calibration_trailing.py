@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gg_ray.evaluate.trailing import LEAST_DAYS, WINDOW_DAYS, trailing_thresholds
+from gg_ray.calibration.trailing import LEAST_DAYS, WINDOW_DAYS, trailing_thresholds
 
 HALF_HOUR_NS = 1_800_000_000_000
 MONTHLY = 12 / 365.25
