@@ -5,8 +5,8 @@ Source:  docs/gb-data.md (real events, labelled bad publications); no point adju
 Shapes:  H half-hours, B windows, T scans
 
 Trained on 2019 and 2021, calibrated on the days of 2023 that carry no label, tested on 2024: with the threshold of
-2023, and with one that follows the year before each day (calibration.trailing). The labels of bad publications were never
-used in training; they decide here which days are benign, and what counts as found.
+2023, and with one that follows the year before each day (calibration.trailing). The labels of bad publications were
+never used in training; they decide here which days are benign, and what counts as found.
 """
 
 from __future__ import annotations
