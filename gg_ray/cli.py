@@ -136,7 +136,7 @@ class EvaluateOptions:
     preset: str = "small"
     """Sizes of suite core: small (minutes) or full."""
     out: Path | None = None
-    """Where results.json, report.md and the figures go; RUN/evaluation (suite core: runs/core-PRESET) when not given."""
+    """Where results.json, report.md and the figures go; RUN/evaluation when not given, for core runs/core-PRESET."""
     cases: tuple[str, ...] = ()
     """Grids; those of the run when not given."""
     windows: int | None = None

@@ -64,7 +64,7 @@ class CoreRun:
         self._maker: tuple[str, PoolMaker] | None = None
         self._fit: tuple[str, PoolPart] | None = None
         self._fitted: set[tuple[str, str]] = set()
-        self._done, self._total = 0, self._count()
+        self._done, self._total = self._count()
 
     def classical_first(self) -> None:
         """Windows of the seen grids under the classical detectors: what the stop-check needs."""
@@ -188,10 +188,18 @@ class CoreRun:
         mark = None if entry is None else entry["readings"]
         return [s for s in scorers if not self.cells.has(kind, case, part, s, mark)]
 
-    def _count(self) -> int:
-        parts = sum(3 + 2 * len(self.sizes.parts(case)) for case in self.sizes.cases)
+    def _count(self) -> tuple[int, int]:
+        """Cells that are there already, and cells in all."""
+        done = total = 0
+        for case in self.sizes.cases:
+            parts = self.sizes.parts(case)
+            asked: list[tuple[Kind, str]] = [("windows", part) for part in ("validation", "negatives", *parts)]
+            asked += [("timelines", part) for part in ("validation", *parts)]
+            for kind, part in asked:
+                total += len(self.scorers)
+                done += len(self.scorers) - len(self._missing(kind, case, part, self.scorers))
         attacks = sum(2 for s in self.scorers if s.about for m in s.methods if m.name in ATTACKED)
-        return parts * len(self.scorers) + (attacks if self.exploit else 0)
+        return done, total + (attacks if self.exploit else 0)
 
     def _say(self, text: str, cells: int, start: float) -> None:
         self._done += cells

@@ -104,6 +104,8 @@ class Manifest:
             held = json.loads(path.read_text(encoding="utf-8"))
             _same_head(held, self.content, f"{path.name} of this folder")
             self.content["parts"] = held["parts"]
+            for key, entry in held["parts"].items():
+                self._compare(key, entry)
 
     def take(self, key: str, digest: Digest) -> None:
         """Check a part against the frozen one and against what this folder held, then write it down.
@@ -111,14 +113,17 @@ class Manifest:
         Raises: SuiteChanged naming the part, what of it changed and the library versions that differ.
         """
         entry = digest.entry()
+        self._compare(key, entry)
+        self.content["parts"][key] = entry
+        write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
+
+    def _compare(self, key: str, entry: Mapping[str, Any]) -> None:
         held = {"this folder": self.content["parts"].get(key)}
         if self.reference is not None:
             held["the frozen manifest"] = self.reference["parts"].get(key)
         for where, old in held.items():
             if old is not None and old != entry:
                 raise SuiteChanged(self._difference(key, where, old, entry))
-        self.content["parts"][key] = entry
-        write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
 
     def missing(self) -> list[str]:
         """Parts of the frozen manifest that this run has not made."""

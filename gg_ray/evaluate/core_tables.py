@@ -55,10 +55,8 @@ class CoreRow:
     """Windows or episodes behind the row."""
 
     def figure(self, name: str) -> float | None:
-        """A figure of either part by name."""
-        if name in self.more:
-            return self.more[name]
-        value: float | None = getattr(self.row, name)
+        """A figure of either part by name, None where it does not apply."""
+        value: float | None = self.more[name] if name in self.more else getattr(self.row, name, None)
         return value
 
 
@@ -171,7 +169,7 @@ class Tables:
             self.absent.append(f"{suite} on {case}, fold {run.about['fold']}: no window")
             return []
         families = sorted({facts[i]["family"] for i in at}, key=results.family_order)
-        stealthy = np.array([i for i in at if self.stealthy(case, part)[i]], dtype=np.int64)
+        stealthy = at[self.stealthy(case, part)[at]]
         sets = {family: np.array([i for i in at if facts[i]["family"] == family]) for family in families}
         out: list[CoreRow] = []
         for scorer in scorers:
