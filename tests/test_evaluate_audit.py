@@ -119,17 +119,23 @@ def test_the_order_of_the_windows_tells_nothing_about_the_episode() -> None:
 # --- where a window came from -----------------------------------------------------------------------------------------
 
 PROGRAMS = 140
+STEPS = 5
+"""Column of telemetry_features: mean step between scans of node readings, in sigmas."""
 RUN = load("smoke", {"scenario.cases": ["case14"], "scenario.plans": 2, "solver.hidden": 16})
 
 
 def telemetry_features(item: Experience) -> list[float]:
-    """What a network sees of a window, condensed: values, residuals, steps and freshness of nodes and edges."""
+    """What a network sees of a window, condensed: values, residuals, steps and freshness of nodes and edges.
+
+    Repeated readings are left out: a completion that is put over a held reading breaks the repeat, and the count of
+    unchanged steps alone has AUROC 0.57 (docs/benchmark.md says so).
+    """
     out: list[float] = []
     for block in (item.node_TNF[..., :20], item.edge_TEF[..., :20]):
         columns = block.astype(np.float64).reshape(block.shape[0], -1, 4, 5)[-4:]
         for column in range(1, 5):
             values = np.abs(columns[..., column])
-            out += [values.max(), values.mean(), (values == 0).mean()]
+            out += [values.max(), values.mean()]
     return out
 
 
@@ -184,5 +190,5 @@ def test_the_source_probe_finds_completions_without_noise() -> None:
     own, made, groups = spliced()
     x = np.array([telemetry_features(item) for item in (*own, *made)])
     y = np.repeat([0, 1], len(own))
-    x[y == 1, 9] *= 0.5
+    x[y == 1, STEPS] *= 0.5
     assert max(auroc(x, y, np.array(groups * 2))) > 0.6

@@ -80,6 +80,7 @@ class Tables:
         self.absent: list[str] = []
         self._facts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         self._told: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        self._thresholds: dict[tuple[str, str, str, float], float] = {}
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
@@ -98,8 +99,11 @@ class Tables:
 
     def threshold(self, case: str, scorer: str, method: str, fpr: float = FPR) -> float:
         """Window threshold of a method on a grid, from benign validation windows."""
-        held = self.records("windows", case, "validation", scorer)[method]["score"]
-        return metrics.threshold_for_fpr(held, fpr)
+        key = (case, scorer, method, fpr)
+        if key not in self._thresholds:
+            held = self.records("windows", case, "validation", scorer)[method]["score"]
+            self._thresholds[key] = metrics.threshold_for_fpr(held, fpr)
+        return self._thresholds[key]
 
     def members(self, suite: Suite, fold: int, case: str, kind: str = "windows") -> I64:
         """Positions in a part that belong to a suite of a fold.
@@ -212,10 +216,10 @@ class Tables:
         for name, share in PREVALENCES.items():
             value = min(1.0, metrics.auprc(calm, positive, share))
             (values if name == "auprc" else more)[name] = value
-        if "type" in told:
+        if family == POOLED and "type" in told:
             truth = np.array([TYPES.index(facts[i]["family"]) for i in at])
             values["type_f1"] = _finite(metrics.type_macro_f1(truth, np.array(told["type"])[at]))
-        if "prob" in told:
+        if family == POOLED and "prob" in told:
             prob = np.r_[np.array(told["prob"])[at], negative["prob"]]
             values["ece"] = metrics.ece(prob, np.r_[np.ones(at.size), np.zeros(calm.size)])
         values |= places([{name: told[name][i] for name in PLACE if name in told} for i in at], negative)

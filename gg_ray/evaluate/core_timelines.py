@@ -33,7 +33,7 @@ def timeline_figures(
     method: str, days: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]],
     benign: Sequence[Mapping[str, Any]], stride: int, quiet: Bool,
 ) -> list[Figures]:  # fmt: skip
-    """Rows of one method: all episodes together, then each family.
+    """Rows of one method: all episodes together, then recall and delay of each family.
 
     Args: days, told  facts and records of the same days;  benign  records of validation days;  quiet  [K] dangerous
           episodes that classical tests do not see
@@ -48,13 +48,17 @@ def timeline_figures(
     for family in (POOLED, *families):
         mine = [k for k, day in enumerate(days) if family in (POOLED, day["event"][0][2])]
         lines = [ScoredTimeline(score_S=scores[k], events=(_event(days[k]),)) for k in mine]
-        row = results.row_from_timelines(
-            method, POOLED, lines, threshold, scans_per_day=per_day, max_buffer=BUFFER
-        )  # fmt: skip
+        delays = np.concatenate([_outcome(line, threshold).delay_K for line in lines])
+        if family == POOLED:
+            row = results.row_from_timelines(
+                method, POOLED, lines, threshold, scans_per_day=per_day, max_buffer=BUFFER
+            )  # fmt: skip
+        else:
+            found = float(_found(lines, threshold).mean())
+            row = Row(method=method, family=family, event_recall=found, delay_scans=float(np.median(delays)))
         more: dict[str, float | None] = {}
         for rate, limit in zip(ALARM_RATES[1:], limits[1:], strict=True):
             more[f"event_recall_{rate:g}"] = float(_found(lines, limit).mean())
-        delays = np.concatenate([_outcome(line, threshold).delay_K for line in lines])
         more["delay_p90"] = float(np.quantile(delays, 0.9, method="higher"))
         if family == POOLED:
             realised = row.false_incidents_per_day
@@ -62,8 +66,7 @@ def timeline_figures(
             more["natural_called"] = natural_called(days, scores, threshold, per_day)
             more |= _buses(days, told, benign)
             if quiet.any():
-                found = np.concatenate([_found([line], threshold) for line in lines])
-                more[STEALTHY_EVENTS] = float(found[quiet].mean())
+                more[STEALTHY_EVENTS] = float(_found(lines, threshold)[quiet].mean())
         out.append((_placed(row, family, [days[k] for k in mine], [told[k] for k in mine]), more, len(mine)))
     return out
 
