@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from gg_ray.config import ConfigError, RunConfig, did_you_mean
+from gg_ray.config import CORE_SUITE, ConfigError, RunConfig, did_you_mean
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.files import REFUSALS, refusal
@@ -128,11 +128,15 @@ class EvaluateOptions:
     model: str = "champion"
     """champion, challenger, latest or a version such as v3."""
     suite: str = "quick"
-    """quick (windows and timelines), windows or timelines; real-gb for a model of the national balance graph."""
+    """quick (windows and timelines), windows or timelines; core: the whole benchmark, resumable (docs/benchmark.md);
+    real-gb for a model of the national balance graph."""
     run: str | None = None
-    """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given."""
+    """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given. Suite core
+    takes one run per fold: names separated by commas, or a pattern such as 'bench-*'."""
+    preset: str = "small"
+    """Sizes of suite core: small (minutes) or full."""
     out: Path | None = None
-    """Where results.json, report.md and the figures go; RUN/evaluation when not given."""
+    """Where results.json, report.md and the figures go; RUN/evaluation when not given, for core runs/core-PRESET."""
     cases: tuple[str, ...] = ()
     """Grids; those of the run when not given."""
     windows: int | None = None
@@ -146,10 +150,17 @@ class EvaluateOptions:
 def evaluate(args: Sequence[str]) -> int:
     """`gg-ray evaluate`: the frozen suites on a registered model."""
     options = parse(EvaluateOptions, args, prog="gg-ray evaluate")
-    from gg_ray.commands import evaluate_model
 
     def with_data(config: RunConfig) -> RunConfig:
         return with_data_dir(config, os.environ, DATA_DIR)
+
+    if options.suite == CORE_SUITE:
+        from gg_ray.benchmark_commands import evaluate_core
+
+        if options.cases or options.windows is not None or options.days is not None:
+            raise ConfigError(f"suite {CORE_SUITE} is frozen: leave --cases, --windows and --days out, use --preset")
+        return evaluate_core(options.model, options.run, options.preset, options.out, with_data)
+    from gg_ray.commands import evaluate_model
 
     spread: Any = None
     if options.parallel and (os.cpu_count() or 1) > 1:

@@ -24,6 +24,8 @@ REAL_SUITE = "real-gb"
 """Suite of `gg-ray evaluate` on the real GB record; only a model of the balance graph has it."""
 BASELINE_GROUPS = ("quick", "classical", "statistical", "deep")
 """Groups of rivals (baselines.catalogue); quick is the part of the first two that costs a training run no time."""
+CORE_SUITE = "core"
+"""The whole benchmark of `gg-ray evaluate`: every suite, fold and grid (docs/benchmark.md)."""
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
@@ -65,7 +67,7 @@ def _leaf(name: str) -> str:
 def check_suite(name: str) -> None:
     """Raises: ConfigError for an unknown suite, with the nearest and the known ones."""
     if name not in SUITES:
-        known = (*SUITES, REAL_SUITE)
+        known = (*SUITES, CORE_SUITE, REAL_SUITE)
         raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, known) or ';'} choose from {', '.join(known)}")
 
 

@@ -209,6 +209,42 @@ def test_vus_is_a_rate_without_regard_to_scale_or_to_left_out_scans(score: m.F64
         assert m.vus_pr(padded, events, 6, keep) == pytest.approx(value)
 
 
+def slow_vus(score: list[float], events: list[tuple[int, int]], largest: int, keep: list[bool]) -> float:
+    """VUS-PR from the definitions, one flagged set at a time, with plain loops: shares no code with the module."""
+    areas = []
+    for buffer in range(largest + 1):
+        half, soft = buffer // 2, []
+        for scan in range(len(score)):
+            away = min(max(onset - scan, scan - (end - 1), 0) for onset, end in events)
+            soft.append(1.0 if away == 0 else (1 - away / buffer) ** 0.5 if away <= half else 0.0)
+        inside = [any(onset <= scan < end for onset, end in events) for scan in range(len(score))]
+        kept = [scan for scan in range(len(score)) if keep[scan]]
+        positives = sum(soft[scan] + inside[scan] for scan in kept) / 2
+        area, before = 0.0, 0.0
+        for threshold in sorted({score[scan] for scan in kept}, reverse=True):
+            flagged = [scan for scan in kept if score[scan] >= threshold]
+            found = sum(any(onset - half <= scan < end + half for scan in flagged) for onset, end in events)
+            hit = sum(soft[scan] for scan in flagged)
+            recall = min(1.0, hit / positives) * found / len(events)
+            area += (recall - before) * hit / len(flagged)
+            before = recall
+        areas.append(area)
+    return sum(areas) / len(areas)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=40, max_size=40), st.integers(2, 10), st.integers(18, 28), st.integers(1, 5),
+    st.integers(0, 9), st.integers(0, 35),
+)  # fmt: skip
+def test_vus_is_that_of_a_slow_independent_implementation(
+    raw: list[int], first: int, second: int, length: int, largest: int, left_out: int
+) -> None:
+    events = [(first, first + length), (second, second + 3)]
+    keep = [not left_out <= scan < left_out + 2 or any(a <= scan < b for a, b in events) for scan in range(40)]
+    ours = m.vus_pr(np.array(raw, dtype=float), events, largest, np.array(keep))
+    assert ours == pytest.approx(slow_vus([float(v) for v in raw], events, largest, keep), abs=1e-12)
+
+
 def test_places() -> None:
     true = np.array([False, True, False, False])
     assert m.topk_hit([0.1, 0.9, 0.3, 0.2], true, 1)

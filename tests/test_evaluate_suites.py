@@ -10,7 +10,7 @@ import pytest
 
 from gg_ray.config import ConfigError, EvaluateConfig, ScenarioConfig
 from gg_ray.config_io import known_names, load
-from gg_ray.evaluate.suites import EVAL_PLANS, Day, SuiteMaker, TimelineSuite, WindowSuite, _slice
+from gg_ray.evaluate.suites import EVAL_PLANS, Day, SuiteMaker, TimelineSuite, WindowSuite, slice_of
 from gg_ray.records import FAMILIES
 from gg_ray.scenario.context import context_source, split_of
 
@@ -169,7 +169,7 @@ def test_a_look_sees_its_own_past_only(timelines: TimelineSuite) -> None:
     future.status_TE[cut:] = 0
     for row, end in enumerate(range(16, 1441, SIZES.stride)):
         one = day.prepared.windows[row]
-        two = _slice(future, end - 16, end, suite.case.tap, truth)  # type: ignore[arg-type]
+        two = slice_of(future, end - 16, end, suite.case.tap, truth)  # type: ignore[arg-type]
         same = all(
             np.array_equal(getattr(one, name), getattr(two, name), equal_nan=name == "z_TM")
             for name in ("z_TM", "age_TM", "status_TE", "tap_E", "x_scale_E")

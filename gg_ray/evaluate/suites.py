@@ -34,9 +34,9 @@ EVAL_PLANS = (1_000, 1_001)
 CADENCE_PLANS = (1_000, 1_001, 1_003)
 """The same on the national balance graph: half-hours, five minutes, 15 seconds."""
 _TRIES = 40
-_DAY_SCANS = 1_440
-_NATURAL_EVENTS = 2
-_NATURAL = ("gen_trip", "line_switch", "load_step_large", "wind_ramp", "v_setpoint")
+DAY_SCANS = 1_440
+NATURAL_EVENTS = 2
+NATURAL = ("gen_trip", "line_switch", "load_step_large", "wind_ramp", "v_setpoint")
 _LEAST_FIT, _LEAST_VALIDATION = 64, 128
 
 
@@ -123,7 +123,7 @@ class SuiteMaker:
         """The window suite."""
         families = [f for f in FAMILIES if self.executor.grammar.primitives("anomalous", f)]
         count = self.sizes.windows
-        rng = self._rng(1)
+        rng = self.rng(1)
         collected: list[tuple[Window, Labels, str, float, bool, int]] = []
         solves = 0
         for family in families:
@@ -136,8 +136,8 @@ class SuiteMaker:
             collected += found
             solves += used
         test = [self._group([item for item in collected if item[5] == plan]) for plan in self.plans]
-        fit = self._benign("train", max(3 * count, _LEAST_FIT), self._rng(2))
-        validation = self._benign("validation", max(4 * count, _LEAST_VALIDATION), self._rng(3))
+        fit = self._benign("train", max(3 * count, _LEAST_FIT), self.rng(2))
+        validation = self._benign("validation", max(4 * count, _LEAST_VALIDATION), self.rng(3))
         return WindowSuite(
             self.case.name, [g.prepared for g in fit], [g.prepared for g in validation],
             [np.array([not label.disturbance for label in g.labels]) for g in validation], test, solves,
@@ -146,7 +146,7 @@ class SuiteMaker:
 
     def validation_groups(self, families: Sequence[str], count: int) -> list[Group]:
         """A small set from validation months, for looks during training: some windows per family, as many plausible."""
-        rng = self._rng(5)
+        rng = self.rng(5)
         collected = []
         for family in families:
             if self.executor.grammar.primitives("anomalous", family):
@@ -156,7 +156,8 @@ class SuiteMaker:
             collected += self._gated("validation", stratum, len(families) * count // 2, rng)[0]
         return [self._group([item for item in collected if item[5] == plan]) for plan in self.plans]
 
-    def _rng(self, *purpose: int) -> np.random.Generator:
+    def rng(self, *purpose: int) -> np.random.Generator:
+        """The stream of a purpose on this grid: suites share none."""
         name = int.from_bytes(hashlib.blake2b(self.case.name.encode(), digest_size=4).digest(), "little")
         return np.random.default_rng([SUITE_SEED, purpose[0], name, *purpose[1:]])
 
@@ -220,13 +221,13 @@ class SuiteMaker:
 
     def timelines(self) -> TimelineSuite:
         """Whole days of one-minute scans: natural events, and in test days one attack episode of at most 12 scans."""
-        long = Executor(self.case, self.scenario, self.contexts, all_families=True, scans=_DAY_SCANS)
+        long = Executor(self.case, self.scenario, self.contexts, all_families=True, scans=DAY_SCANS)
         families = [f for f in FAMILIES if self.executor.grammar.primitives("anomalous", f)]
         return TimelineSuite(
             self.case.name,
-            _Days(lambda i: self._day(long, "validation", "", i, self._rng(4, i)), self.sizes.validation_days),
-            _Days(lambda i: self._day(long, "test", families[i % len(families)], i, self._rng(6, i)), self.sizes.days),
-            _DAY_SCANS / self.sizes.stride,
+            _Days(lambda i: self._day(long, "validation", "", i, self.rng(4, i)), self.sizes.validation_days),
+            _Days(lambda i: self._day(long, "test", families[i % len(families)], i, self.rng(6, i)), self.sizes.days),
+            DAY_SCANS / self.sizes.stride,
         )  # fmt: skip
 
     def _day(self, long: Executor, split: str, family: str, index: int, rng: np.random.Generator) -> Day | None:
@@ -242,23 +243,23 @@ class SuiteMaker:
                 first = grammar.event(str(rng.choice(grammar.primitives("anomalous", family))), plan, rng)
                 if first is None:
                     continue
-                events.append(replace(first, onset=int(rng.integers(60, _DAY_SCANS - 60))))
-            for name in rng.choice(_NATURAL, _NATURAL_EVENTS):
+                events.append(replace(first, onset=int(rng.integers(60, DAY_SCANS - 60))))
+            for name in rng.choice(NATURAL, NATURAL_EVENTS):
                 natural = grammar.event(str(name), plan, rng) if str(name) in grammar.benign_followers("hard") else None
                 if natural is not None:
                     events.append(natural)
             program = Program(
                 case=self.case.name, context_id=context.context_id, plan_id=plan_id, events=tuple(events),
-                scans=_DAY_SCANS, seed=int(rng.integers(1 << 48)),
+                scans=DAY_SCANS, seed=int(rng.integers(1 << 48)),
             )  # fmt: skip
             attempt = long.run([program], contexts=[context])[0]
             if gates.check([attempt], rng)[0] or attempt.main is None:
                 continue
             whole, _ = long.realise(attempt, 0)
-            return self._cut(whole, attempt.main.labels, family, plan_id)
+            return self.cut(whole, attempt.main.labels, family, plan_id)
         return None
 
-    def _cut(self, whole: Window, truth: Labels, family: str, plan_id: int) -> Day:
+    def cut(self, whole: Window, truth: Labels, family: str, plan_id: int) -> Day:
         """Windows ending at every stride-th scan; each sees its own past only."""
         scans, stride = self.scenario.scans, self.sizes.stride
         ends = np.arange(scans, whole.z_TM.shape[0] + 1, stride)
@@ -266,7 +267,7 @@ class SuiteMaker:
         for end in ends:
             start = int(end) - scans
             attacked = truth.implausible and start < truth.end and end > truth.onset
-            windows.append(_slice(whole, start, int(end), self.case.tap, truth))
+            windows.append(slice_of(whole, start, int(end), self.case.tap, truth))
             labels.append(replace(truth, implausible=bool(attacked), type=truth.type if attacked else 0))
         prepared = self.featurizer.prepare(windows, self.executor.grammar.plan(plan_id))
         if not truth.implausible:
@@ -276,7 +277,7 @@ class SuiteMaker:
         return Day(prepared, (TimelineEvent(int(hit[0]), int(hit[-1]) + 1, family),), labels, attacked)
 
 
-def _slice(whole: Window, start: int, end: int, published_tap: np.ndarray, truth: Labels) -> Window:
+def slice_of(whole: Window, start: int, end: int, published_tap: np.ndarray, truth: Labels) -> Window:
     """One window of a day; ages restart at its first scan, wrongly declared models show during their episode only."""
     age = np.minimum(whole.age_TM[start:end], np.arange(end - start, dtype=np.uint8)[:, None] + 1)
     age = np.where(whole.age_TM[start:end] == 255, 255, np.where(whole.age_TM[start:end] == 0, 0, age)).astype(np.uint8)

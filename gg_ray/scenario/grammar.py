@@ -248,7 +248,7 @@ class Grammar:
 
     def _possible(self, name: str) -> bool:
         place = PRIMITIVES[name].place
-        if not set(_families_of(name)) <= set(self.families):
+        if not set(families_of(name)) <= set(self.families):
             return False
         if place in _METERED:
             return not self.national
@@ -415,7 +415,7 @@ class Grammar:
             near = difflib.get_close_matches(event.primitive, PRIMITIVE_NAMES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise GrammarError(f"event {index}: unknown primitive {event.primitive!r}{hint}")
-        for family in _families_of(event.primitive):
+        for family in families_of(event.primitive):
             if family not in self.families:
                 raise GrammarError(f"event {index}: family {family} ({event.primitive}) is held out in this fold")
         for slot, mask in self._masks(event.primitive, plan).items():
@@ -433,7 +433,7 @@ def channel_of(place: int) -> int:
     return int(np.flatnonzero(place == balance.BUS_OF_CHANNEL)[0])
 
 
-def _families_of(name: str) -> tuple[str, ...]:
+def families_of(name: str) -> tuple[str, ...]:
     """Families that must be allowed for a primitive: its own, and that of the fault it hides."""
     own = PRIMITIVES[name].family
     hidden = HIDDEN_FAULT.get(name)
