@@ -116,17 +116,17 @@ def test_a_tail_that_is_not_sane_is_refused_and_the_rank_stands() -> None:
 
 def test_classes_pool_upward_when_they_are_small() -> None:
     rng = np.random.default_rng(5)
-    level = np.repeat(["low", "high"], [3_000, 240])
-    hour = np.r_[np.tile(["day", "night"], 1_500), np.tile(["day", "night"], 120)]
-    scores = rng.normal(size=3_240) + np.where(level == "high", 5.0, 0.0) + np.where(hour == "day", 1.0, 0.0)
-    found = calibrate(scores, [level, hour], np.arange(3_240) % 10)
+    level = np.repeat(["low", "high"], [3_000, 180])
+    hour = np.r_[np.tile(["day", "night"], 1_500), np.tile(["day", "night"], 90)]
+    scores = rng.normal(size=3_180) + np.where(level == "high", 5.0, 0.0) + np.where(hour == "day", 1.0, 0.0)
+    found = calibrate(scores, [level, hour], np.arange(3_180) % 10)
     assert set(found.tables) == {(), ("low",), ("high",), ("low", "day"), ("low", "night")}
     assert found.key_of(("high", "night")) == ("high",)
     assert found.key_of(("none", "day")) == ()
     assert found.p([5.0], [["high"], ["day"]])[0] > 0.3
     assert found.p([5.0], [["low"], ["day"]])[0] < 0.001
-    one_day = calibrate(scores, [level, hour], np.where(level == "high", 0, np.arange(3_240) % 10))
-    assert ("high",) not in one_day.tables, "240 scores of one day say nothing about other days"
+    one_day = calibrate(scores, [level, hour], np.where(level == "high", 0, np.arange(3_180) % 10))
+    assert ("high",) not in one_day.tables, "180 scores of one day say nothing about other days"
 
 
 @settings(max_examples=25, deadline=None)

@@ -124,6 +124,29 @@ def test_both_thresholds_are_the_model_s_own_and_the_matrix_was_made_with_them(h
         assert f"Natural events called implausible: {share:.1%} of {natural}." in text
 
 
+def test_the_model_carries_classes_topology_and_levels_of_its_benign_days(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, calibration, version = load_model(find_registry(Path("runs"), "tiny"), "latest")
+    assert set(calibration.topology) == set(calibration.levels) == {"case14", "case30"}
+    assert calibration.windows is not None
+    assert calibration.nodes is not None
+    assert calibration.windows.tables[()].scores == calibration.scores.size
+    assert calibration.nodes.tables[()].scores > 20 * calibration.scores.size, "one score per bus and window"
+    assert {key[0] for key in calibration.windows.tables if key} == {"case14", "case30"}
+    for levels in calibration.levels.values():
+        assert 0.9 < levels.days <= 1.0
+        assert levels.all.size > 0
+    assert len(json.dumps(version.manifest["extra"])) < 2**20
+    capsys.readouterr()
+    sample = str(home / "runs" / "tiny" / "report" / "windows.parquet")
+    most = min(levels.all.size / levels.days for levels in calibration.levels.values())
+    assert cli.main(["score", sample, "--run", "tiny", "--model", "latest", "--budget", str(most / 2 - 1)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 10
+    assert cli.main(["score", sample, "--run", "tiny", "--model", "latest", "--budget", "1e6"]) == 1
+    assert "give a smaller one" in capsys.readouterr().err
+
+
 def test_a_figure_without_data_is_its_reason_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         drawn = training_figures(tmp_path, Game(load("smoke")), tmp_path / "metrics.jsonl")
