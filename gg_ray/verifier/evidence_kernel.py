@@ -14,7 +14,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from gg_ray.records import F32, I64
+from gg_ray.records import F32
 
 ROWS, CHANNELS = 16, 4
 LANES = ROWS * CHANNELS
@@ -220,7 +220,7 @@ def judge(  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 def _burst(work, scans, span, total, best):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Largest mean of `span` scans of the values >= 0 in `work`, which is overwritten; a shorter window counts whole."""
+    """Largest mean of `span` scans of values >= 0 in `work`, which is overwritten; a shorter window counts whole."""
     length, width = scans, 1
     while width < span and length:
         length = _double(work, length, width, best)

@@ -37,7 +37,9 @@ def mean_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of equal first dimension in aligned blocks of BLOCK_BRANCHES rows."""
+    """Tensors of equal first dimension in aligned blocks of BLOCK_BRANCHES rows; one block in an exported graph."""
+    if torch.compiler.is_compiling():  # the compiler fuses, and a number of blocks would tie the graph to a size
+        return iter((tensors,))
     return zip(*(torch.split(tensor, BLOCK_BRANCHES) for tensor in tensors), strict=True)
 
 
@@ -55,11 +57,11 @@ class Dense(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if (
-            input.shape[0] >= ONEDNN_ROWS
+            not torch.compiler.is_compiling()
+            and input.shape[0] >= ONEDNN_ROWS
             and not torch.is_grad_enabled()
             and input.device.type == "cpu"
             and input.dtype == torch.float32 == self.weight.dtype
-            and not torch.compiler.is_compiling()
             and torch.backends.mkldnn.is_available()
         ):
             out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")

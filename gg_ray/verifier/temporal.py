@@ -49,7 +49,7 @@ class PatchEncoder(nn.Module):
             )
         # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
         flat = x_nTF.reshape(n, patches, self.patch * features)
-        if n <= BLOCK_ROWS:
+        if torch.compiler.is_compiling() or n <= BLOCK_ROWS:
             return self._pool(flat)
         # rows are independent: blocks whose intermediates stay in cache take half the time of one pass at 10k buses
         return torch.cat([self._pool(block) for block in torch.split(flat, BLOCK_ROWS)])
