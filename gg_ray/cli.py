@@ -169,6 +169,8 @@ class ScoreOptions:
     model: str = "champion"
     run: str | None = None
     """Run whose registry holds the model; the last trained one when not given."""
+    exported: Path | None = None
+    """A file of gg-ray export, which then judges instead of a registered model."""
 
 
 def score(args: Sequence[str]) -> int:
@@ -176,7 +178,27 @@ def score(args: Sequence[str]) -> int:
     options = parse(ScoreOptions, args, prog="gg-ray score")
     from gg_ray.commands import score_files
 
-    return score_files(options.files, options.model, options.run)
+    return score_files(options.files, options.model, options.run, options.exported)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """A registered model as an ONNX file, with its calibration in a manifest beside it: for gg-ray score --exported."""
+
+    model: tyro.conf.Positional[str] = "champion"
+    """champion, challenger, latest or a version such as v3."""
+    out: Path = Path("verifier.onnx")
+    """The file; its manifest has .json added to the name."""
+    run: str | None = None
+    """Run whose registry holds the model; the last trained one when not given."""
+
+
+def export(args: Sequence[str]) -> int:
+    """`gg-ray export MODEL --out FILE`: a model that any CPU scores with onnxruntime."""
+    options = parse(ExportOptions, args, prog="gg-ray export")
+    from gg_ray.commands import export_model
+
+    return export_model(options.model, options.run, options.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +283,10 @@ class BenchOptions:
     buses: int = 10_000
     scans: int = 48
     seed: int = 0
+    compiled: bool = True
+    """verifier: export the model and time that as well (half a minute)."""
+    hundred_k: bool = False
+    """verifier: time 100,000 buses as well (2 GiB)."""
 
 
 def bench(args: Sequence[str]) -> int:
@@ -272,7 +298,14 @@ def bench(args: Sequence[str]) -> int:
         "residual": lambda: _bench("residual").run(case=options.case or "activsg10k", seed=options.seed),
         "replay": lambda: _bench("replay").run(seed=options.seed) | _actor_bench().replay_actor(options.seed),
         "selfplay": lambda: _actor_bench().selfplay(options.seed),
-        "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
+        "verifier": lambda: _bench("verifier").run(
+            buses=options.buses,
+            scans=options.scans,
+            seed=options.seed,
+            case=options.case,
+            compiled=options.compiled,
+            hundred_k=options.hundred_k,
+        ),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
     }
     if options.name not in runners:
@@ -307,6 +340,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("self-play training; writes a run directory", train),
     "evaluate": Command("suites and baselines on a registered model", evaluate),
     "score": Command("verdicts for files of windows", score),
+    "export": Command("a registered model as an ONNX file", export),
     "models": Command("registered versions of a run", models),
     "promote": Command("move an alias (champion, challenger) to a version", promote),
     "status": Command("state of a run from its files", status),

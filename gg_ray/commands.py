@@ -1,4 +1,4 @@
-"""What the commands around training do: evaluate, score, models, promote, status.
+"""What the commands around training do: evaluate, score, export, models, promote, status.
 
 Flow:    cli -> [commands] -> evaluate.job, score, registry, tracking
 Source:  design.md, section 6
@@ -30,8 +30,9 @@ from gg_ray.publish import evaluation_figures, promotion_gate
 from gg_ray.records import FOLDS
 from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.scenario.context import context_source
-from gg_ray.score import as_json, find_registry, load_model, load_network, verdicts
+from gg_ray.score import Network, as_json, find_registry, load_exported, load_model, load_network, verdicts
 from gg_ray.tracking import read_jsonl
+from gg_ray.verifier.exported import export, manifest_of
 from gg_ray.windows_io import WindowFileError, read_windows
 
 RUNS = Path("runs")
@@ -129,19 +130,38 @@ def _control(registry: Registry, version: Version, architecture: VerifierConfig)
     return {results.UNIFORM: to_numpy(control.state_dict())}
 
 
-def score_files(files: Sequence[Path], model: str, run: str | None) -> int:
-    """One JSON verdict per window of every file, in order.
+def export_model(model: str, run: str | None, out: Path) -> int:
+    """A registered Verifier with its calibration as an ONNX file and its manifest.
 
-    Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name.
+    Raises: RegistryError for an unknown model or run; ExportError for one that cannot be exported.
+    """
+    torch.set_num_threads(1)
+    network, calibration, version = load_model(find_registry(RUNS, run), model)
+    manifest = export(network, out, {"model": version.id, "calibration": calibration.as_json()})
+    _say(f"{version.id} -> {out} ({manifest['file']['size'] / 2**20:.1f} MiB), {manifest_of(out).name}")
+    _say(f"score with it: gg-ray score FILE --exported {out}")
+    return 0
+
+
+def score_files(files: Sequence[Path], model: str, run: str | None, exported: Path | None = None) -> int:
+    """One JSON verdict per window of every file, in order; by an exported model where one is given.
+
+    Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name;
+            ExportError for a file that is not an exported model of this program.
     """
     if not files:
         raise ConfigError("score: name at least one file of windows (.parquet, .arrow or .json)")
     torch.set_num_threads(1)
     found = [(path, read_windows(path)) for path in files]
-    network, calibration, version = load_model(find_registry(RUNS, run), model)
+    network: Network
+    if exported is not None:
+        network, calibration, name = load_exported(exported)
+    else:
+        network, calibration, version = load_model(find_registry(RUNS, run), model)
+        name = version.id
     for path, windows in found:
         try:
-            judged = verdicts(network, calibration, windows, version.id)
+            judged = verdicts(network, calibration, windows, name)
         except WindowFileError as error:
             raise WindowFileError(f"{path.name}, {error}") from error
         for verdict in judged:

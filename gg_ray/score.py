@@ -8,7 +8,7 @@ Shapes:  B windows, N buses, E branches
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +25,16 @@ from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, TYPES, VERDICTS, Verdict, Window
 from gg_ray.registry import Registry, RegistryError, Version
+from gg_ray.verifier import regions
+from gg_ray.verifier.batch import GraphBatch
+from gg_ray.verifier.exported import Exported, ExportError
 from gg_ray.verifier.features import SCHEMA, Featurizer, batch_of
-from gg_ray.verifier.model import Verifier
+from gg_ray.verifier.model import Verifier, VerifierOutput
 from gg_ray.windows_io import WindowFileError
 
 TOP = 5
+Network = Callable[[GraphBatch], VerifierOutput]
+"""A Verifier, or an exported one."""
 
 
 def load_network(registry: Registry, reference: str) -> tuple[Verifier, Version]:
@@ -62,8 +67,7 @@ def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibratio
     """
     network, version = load_network(registry, reference)
     try:
-        extra = version.manifest["extra"]["calibration"]
-        calibration = Calibration(np.array(extra["scores"]), float(extra["implausible"]), float(extra["disturbance"]))
+        calibration = _calibration(version.manifest["extra"]["calibration"])
     except KeyError as error:
         raise RegistryError(
             f"{version.id}: registered without calibration (no {error}), so it gives no verdicts; register it again"
@@ -72,8 +76,24 @@ def load_model(registry: Registry, reference: str) -> tuple[Verifier, Calibratio
     return network, calibration, version
 
 
+def load_exported(path: Path) -> tuple[Exported, Calibration, str]:
+    """An exported Verifier (gg-ray export) with its calibration and the version that it was made from.
+
+    Raises: ExportError as verifier.exported.Exported, and for a manifest without calibration.
+    """
+    exported = Exported(path)
+    try:
+        return exported, _calibration(exported.manifest["calibration"]), str(exported.manifest["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{path}: its manifest gives no calibration ({error}); export it again") from error
+
+
+def _calibration(saved: dict[str, Any]) -> Calibration:
+    return Calibration(np.array(saved["scores"]), float(saved["implausible"]), float(saved["disturbance"]))
+
+
 def verdicts(
-    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str
+    network: Network, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str
 ) -> list[Verdict]:
     """One verdict per window, in order. Windows may mix grids, meters and lengths.
 
@@ -91,13 +111,24 @@ def verdicts(
 
 @torch.inference_mode()
 def _one(
-    network: Verifier, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
+    network: Network, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
 ) -> Verdict:
     prepared = featurizer.prepare([window], plan)
     f = featurizer.features(prepared)
     batch = batch_of(window.case, f)
-    out = network(batch)
-    score, case = float(out.implausible[0]), prepared.case
+    out = regions.judge(network, batch)
+    end_ns = int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9)
+    return verdict_of(out, calibration, prepared.case, plan, prepared.r_BTM[0], end_ns, model)
+
+
+def verdict_of(
+    out: VerifierOutput, calibration: Calibration, case: GridCase, plan: MeterPlan, r_TM: F64, time_ns: int, model: str
+) -> Verdict:
+    """The verdict that an output for one window stands for.
+
+    Args:    r_TM  normalised residuals of the window;  time_ns  of its last scan;  model  that signs the verdict
+    """
+    score = float(out.implausible[0])
     [found] = calibration.verdicts(out.implausible.double().numpy(), out.disturbance.double().numpy())
     verdict = VERDICTS[found]
     node, edge = out.node.double().numpy(), out.edge.double().numpy()
@@ -107,10 +138,9 @@ def _one(
     branches = [int(i) for i in np.argsort(-edge)[:TOP] if edge[i] > 0] if suspect else []
     names = case.branch_names
     state = out.state_mu.double().numpy()
-    onset = _onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1
-    end_ns = int(window.t0_ns + (window.z_TM.shape[0] - 1) * window.step_s * 1e9)
+    onset = _onset(r_TM, plan, buses, branches) if suspect else -1
     return Verdict(
-        case=window.case, time_ns=end_ns, verdict=verdict,
+        case=case.name, time_ns=time_ns, verdict=verdict,
         p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
         p_value=calibration.p_value(score), type=kind, buses=tuple(case.bus_names[i] for i in buses),
         branches=tuple(names[i] for i in branches), onset_scan=onset,

@@ -74,6 +74,13 @@ def decode(zeta, residual, delta, fresh, still):  # type: ignore[no-untyped-def]
         delta[j] = _sinh(delta[j])
 
 
+@numba.njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+def decode_zeta(zeta):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Values of one scan of lanes in sigmas from their inverse hyperbolic sine, in place."""
+    for j in range(zeta.shape[0]):
+        zeta[j] = _sinh(zeta[j])
+
+
 @numba.njit(inline="always")
 def _sinh(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """sinh of x clamped to 8: series of x / 16, doubled four times, without cancellation anywhere."""
@@ -88,7 +95,7 @@ def _sinh(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 
 
 @numba.njit(inline="always")
-def _log(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def log_lane(x):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Natural logarithm of a positive normal float32."""
     bits = np.float32(x).view(np.int32)
     e = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
@@ -237,11 +244,11 @@ def _scale(out, weight):  # type: ignore[no-untyped-def]  # pragma: no cover - c
         row = out[s]
         for j in range(lanes):
             size = abs(row[j])
-            beyond = _KNEE * _F(1 / 3) + _log(max(size, _KNEE) * _F(1 / 12))
+            beyond = _KNEE * _F(1 / 3) + log_lane(max(size, _KNEE) * _F(1 / 12))
             value = size * _F(1 / 3) if size <= _KNEE else beyond
             row[j] = value if row[j] >= _F(0.0) else -value
     for s, floor in ((7, _FLOOR_BURST), (8, _FLOOR_SPREAD), (9, _FLOOR_BURST), (13, _FLOOR_SPREAD)):
         row = out[s]
         for j in range(lanes):
-            value = _log(row[j] + floor)
+            value = log_lane(row[j] + floor)
             row[j] = value if weight[j] > _F(0.0) else _F(0.0)

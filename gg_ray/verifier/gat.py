@@ -32,8 +32,12 @@ def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 def mean_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, D] averaged by index [M] into [size, D]; rows without a source are zero."""
-    count = torch.bincount(index, minlength=size).clamp(min=1).to(values.dtype)
-    return sum_by(values, index, size) / count[:, None]
+    return sum_by(values, index, size) / count_by(values, index, size)[:, None]
+
+
+def count_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Rows of values per group [size], at least 1, in their dtype; unlike bincount it exports to every runtime."""
+    return sum_by(values.new_ones(values.shape[0]), index, size).clamp(min=1)
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

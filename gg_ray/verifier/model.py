@@ -17,7 +17,7 @@ from gg_ray.config import VerifierConfig
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
-from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, sum_by
+from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, sum_by
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
 
@@ -233,5 +233,4 @@ def _max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 def _log_mean_exp(logit: Tensor, index: Tensor, size: int) -> Tensor:
     """Smooth maximum [size] that, unlike a mean, still sees one loud bus among thousands."""
     total = sum_by(logit.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp(), index, size)
-    count = torch.bincount(index, minlength=size).clamp(min=1)
-    return (total / count).clamp(min=1e-12).log()
+    return (total / count_by(logit, index, size)).clamp(min=1e-12).log()
