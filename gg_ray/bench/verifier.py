@@ -58,8 +58,8 @@ def run(
              case  grid of tick_p50_ms and tick_p99_ms, and of jacobian_cpu_ms;  compiled  export and time that as well
              hundred_k  time 100,000 buses too (2 GiB)
     Returns: cpu_ms and wall_ms of the pass behind gg-ray score; compiled_cpu_ms of the exported model;
-             stream_tick_cpu_ms of a tick without estimation; tgcn_loop_cpu_ms of `scans` TGCN steps on the same node features and the
-             ratios to it; None for what was not asked for or not installed.
+             stream_tick_cpu_ms of a tick without estimation; tgcn_loop_cpu_ms of `scans` TGCN steps on the same
+             node features and the ratios to it; None for what was not asked for or not installed.
     """
     rng = np.random.default_rng(seed)
     batch = synthetic_batch(buses, scans, rng)

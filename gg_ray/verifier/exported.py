@@ -159,10 +159,15 @@ def _inputs(batch: GraphBatch) -> tuple[Tensor, ...]:
     coarse = hierarchy(batch.edge_index, status, batch.substation, batch.region, regions)
     edges_S, status_S, edges_R, status_R = coarse
     fed = {name: getattr(batch, name) for name in BATCH_INPUTS}
-    fed["region"] = _filled(batch.region)
+    region_graph = batch.region_graph
+    if (
+        batch.region.shape[0] < 2
+    ):  # a second substation, in a region of its own: in the first it would weigh in its mean
+        fed["region"] = torch.cat((batch.region, batch.region.new_tensor([regions])))
+        region_graph = torch.cat((region_graph, region_graph.new_zeros(1)))
     return (
         *fed.values(), evidence(batch.x), evidence(batch.e), _filled(edges_S), _filled(status_S), _filled(edges_R),
-        _filled(status_R), _filled(batch.region_graph),
+        _filled(status_R), _filled(region_graph),
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ Source:  verifier.features (zeta: asinh of the distance to the window's mean in 
 Shapes:  LANES of evidence_kernel; blocks [blocks, T, LANES] in ring order, `order` [T] the rows by time
 
 Features are half precision, and a float32 asinh that falls on the other side of a rounding boundary than the float64
-one would differ by a whole unit of it. So lanes are computed in float32 and those near a boundary again in float64 (Ziv's
-method; two in a thousand): the same bits as verifier.features at the price of vector instructions.
+one would differ by a whole unit of it. So lanes are computed in float32 and those near a boundary again in float64
+(Ziv's method; a few in a thousand): the same bits as verifier.features at the price of vector instructions.
 """
 
 from __future__ import annotations
