@@ -12,7 +12,10 @@ what carries no weight: branches between clusters that are out of service, regio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,7 +93,7 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
     )  # fmt: skip
     example = _inputs(_example(3 * network.node_encoder.patch))
     names = (*BATCH_INPUTS, "node_proof", "edge_proof", "edges_S", "status_S", "edges_R", "status_R", "regions")
-    with torch.no_grad():
+    with torch.no_grad(), _quietly():
         program = torch.export.export(_Traced(network.eval()), example, dynamic_shapes=(shapes,), strict=False)
         graph = torch.onnx.export(
             program, dynamo=True, input_names=names, output_names=OUTPUTS, opset_version=OPSET, verbose=False
@@ -106,6 +109,19 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
     manifest["file"] = {"name": path.name, "size": entry.size, "sha256": entry.sha256}
     write_atomic(manifest_of(path), seal(manifest))
     return manifest
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the tracer's remarks on packages that are not installed and on its own deprecated parts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def manifest_of(path: Path) -> Path:
