@@ -56,7 +56,7 @@ def evaluate_core(
     contexts = context_source(found[0].config.scenario.data_dir or None)
     folder = out or RUNS / f"core-{preset}"
     shared = LastFeatures()
-    scorers = [classical_scorer(DETECTOR_SEED), *(run.scorer(shared) for run in found)]
+    scorers = [classical_scorer(sizes.name, DETECTOR_SEED), *(run.scorer(shared) for run in found)]
     _check_names([s.key for s in scorers])
     job = CoreRun(folder, sizes, contexts, scorers, _say, DETECTOR_SEED, _exploit(found, contexts, sizes))
     job.classical_first()

@@ -188,6 +188,8 @@ class ScoreOptions:
     """Share of the meters that must have reported in the last scans; with fewer the answer is "cannot tell"."""
     heard_scans: int = 4
     """How many last scans."""
+    exported: Path | None = None
+    """A file of gg-ray export, which then judges instead of a registered model."""
 
 
 def score(args: Sequence[str]) -> int:
@@ -197,7 +199,29 @@ def score(args: Sequence[str]) -> int:
     from gg_ray.commands import score_files
 
     heard = Heard(share=options.min_heard, scans=options.heard_scans)
-    return score_files(options.files, options.model, options.run, heard, options.incidents, options.budget)
+    return score_files(
+        options.files, options.model, options.run, heard, options.incidents, options.budget, options.exported
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """A registered model as an ONNX file, with its calibration in a manifest beside it: for gg-ray score --exported."""
+
+    model: tyro.conf.Positional[str] = "champion"
+    """champion, challenger, latest or a version such as v3."""
+    out: Path = Path("verifier.onnx")
+    """The file; its manifest has .json added to the name."""
+    run: str | None = None
+    """Run whose registry holds the model; the last trained one when not given."""
+
+
+def export(args: Sequence[str]) -> int:
+    """`gg-ray export MODEL --out FILE`: a model that any CPU scores with onnxruntime."""
+    options = parse(ExportOptions, args, prog="gg-ray export")
+    from gg_ray.commands import export_model
+
+    return export_model(options.model, options.run, options.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +322,10 @@ class BenchOptions:
     """baselines: CPU seconds that a fit of a deep one may take per grid and metering plan."""
     groups: tuple[str, ...] = ("classical", "statistical", "deep", "supervised")
     """baselines: which of them."""
+    compiled: bool = True
+    """verifier: export the model and time that as well (half a minute)."""
+    hundred_k: bool = False
+    """verifier: time 100,000 buses as well (2 GiB)."""
 
 
 def bench(args: Sequence[str]) -> int:
@@ -309,7 +337,14 @@ def bench(args: Sequence[str]) -> int:
         "residual": lambda: _bench("residual").run(case=options.case or "activsg10k", seed=options.seed),
         "replay": lambda: _bench("replay").run(seed=options.seed) | _actor_bench().replay_actor(options.seed),
         "selfplay": lambda: _actor_bench().selfplay(options.seed),
-        "verifier": lambda: _bench("verifier").run(buses=options.buses, scans=options.scans, seed=options.seed),
+        "verifier": lambda: _bench("verifier").run(
+            buses=options.buses,
+            scans=options.scans,
+            seed=options.seed,
+            case=options.case,
+            compiled=options.compiled,
+            hundred_k=options.hundred_k,
+        ),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
         "baselines": lambda: _bench("baselines").run(
             case=options.case or "case30",
@@ -353,6 +388,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("self-play training; writes a run directory", train),
     "evaluate": Command("suites and baselines on a registered model", evaluate),
     "score": Command("verdicts for files of windows", score),
+    "export": Command("a registered model as an ONNX file", export),
     "models": Command("registered versions of a run", models),
     "promote": Command("move an alias (champion, challenger) to a version", promote),
     "status": Command("state of a run from its files", status),

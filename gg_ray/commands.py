@@ -1,4 +1,4 @@
-"""What the commands around training do: evaluate, score, models, promote, status.
+"""What the commands around training do: evaluate, score, export, models, promote, status.
 
 Flow:    cli -> [commands] -> evaluate.job, score, registry, tracking
 Source:  design.md, section 6
@@ -34,8 +34,20 @@ from gg_ray.publish import evaluation_figures, promotion_gate
 from gg_ray.records import CANNOT_TELL, FOLDS
 from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.scenario.context import context_source
-from gg_ray.score import HEARD, Judged, as_json, find_registry, judge, load_model, load_network
+from gg_ray.score import (
+    HEARD,
+    Judged,
+    Network,
+    as_json,
+    find_registry,
+    judge,
+    load_exported,
+    load_model,
+    load_network,
+)
 from gg_ray.tracking import read_jsonl
+from gg_ray.verifier.exported import export, manifest_of
+from gg_ray.verifier.model import Verifier
 from gg_ray.windows_io import WindowFileError, read_windows
 
 LOG = logging.getLogger(__name__)
@@ -148,21 +160,47 @@ def _rivals(registry: Registry, version: Version) -> tuple[dict[str, Weights], d
     return weights, {name: network.config for name, network in networks.items()}
 
 
+def export_model(model: str, run: str | None, out: Path) -> int:
+    """A registered Verifier with its calibration as an ONNX file and its manifest.
+
+    Raises: RegistryError for an unknown model or run; ExportError for one that cannot be exported.
+    """
+    torch.set_num_threads(1)
+    network, calibration, version = load_model(find_registry(RUNS, run), model)
+    manifest = export(network, out, {"model": version.id, "calibration": calibration.as_json()})
+    _say(f"{version.id} -> {out} ({manifest['file']['size'] / 2**20:.1f} MiB), {manifest_of(out).name}")
+    _say(f"score with it: gg-ray score FILE --exported {out}")
+    return 0
+
+
 def score_files(
     files: Sequence[Path], model: str, run: str | None, heard: Heard = HEARD, incidents: bool = False,
-    budget: float | None = None,
+    budget: float | None = None, exported: Path | None = None,
 ) -> int:  # fmt: skip
     """One JSON verdict per window of every file, in order; with incidents, one JSON incident instead of its windows.
 
     Args:   budget  incidents a day on benign days, in place of the threshold that the model was registered with
+            exported  a file of export_model, which then judges instead of a registered model
     Raises: ConfigError without files; WindowFileError naming file and window; RegistryError for an unknown name;
-            CalibrationError for a budget that the model's benign days do not tell.
+            CalibrationError for a budget that the model's benign days do not tell; ExportError for a file that is not
+            an exported model of this program.
     """
     if not files:
         raise ConfigError("score: name at least one file of windows (.parquet, .arrow or .json)")
     torch.set_num_threads(1)
     found = [(path, read_windows(path)) for path in files]
-    network, calibration, version = load_model(find_registry(RUNS, run), model)
+    network: Network
+    registered: Verifier | None = None
+    if exported is None:
+        registered, calibration, version = load_model(find_registry(RUNS, run), model)
+        network, name = registered, version.id
+    else:
+        network, calibration, name = load_exported(exported)
+    if incidents and registered is None:
+        raise ConfigError(
+            "--incidents gives reasons by judging a window anew without its parts, which an exported model does not do:"
+            " leave --exported or --incidents out"
+        )
     limits: dict[str, float] = {}
     if budget is not None:
         for case in sorted({window.case for _, windows in found for window, _ in windows}):
@@ -176,7 +214,7 @@ def score_files(
     judged: list[Judged] = []
     for path, windows in found:
         try:
-            for one in judge(network, calibration, windows, version.id, heard, limits):
+            for one in judge(network, calibration, windows, name, heard, limits):
                 if incidents:
                     judged.append(one)
                 else:
@@ -186,8 +224,9 @@ def score_files(
     silent = [one.verdict for one in judged if one.verdict.verdict == CANNOT_TELL]
     if silent:
         LOG.warning("%d of %d windows: cannot tell (%s)", len(silent), len(judged), silent[0].note)
-    for incident in incidents_of(network, judged):
-        _say(json.dumps(incident.as_json()))
+    if registered is not None:
+        for incident in incidents_of(registered, judged):
+            _say(json.dumps(incident.as_json()))
     return 0
 
 

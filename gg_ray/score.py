@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,12 +28,17 @@ from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import CANNOT_TELL, F64, TYPES, VERDICTS, Verdict, Window, end_ns
 from gg_ray.registry import Registry, RegistryError, Version
+from gg_ray.verifier import regions
+from gg_ray.verifier.batch import GraphBatch
+from gg_ray.verifier.exported import Exported, ExportError
 from gg_ray.verifier.features import SCHEMA, Features, Featurizer, Prepared, batch_of
-from gg_ray.verifier.model import Verifier
+from gg_ray.verifier.model import Verifier, VerifierOutput
 from gg_ray.windows_io import WindowFileError
 
 TOP = 5
 HEARD = Heard()
+Network = Callable[[GraphBatch], VerifierOutput]
+"""A Verifier, or an exported one."""
 
 
 def load_network(registry: Registry, reference: str) -> tuple[Verifier, Version]:
@@ -92,8 +97,20 @@ class Judged:
     features: Features | None
 
 
+def load_exported(path: Path) -> tuple[Exported, Calibration, str]:
+    """An exported Verifier (gg-ray export) with its calibration and the version that it was made from.
+
+    Raises: ExportError as verifier.exported.Exported, and for a manifest without calibration.
+    """
+    exported = Exported(path)
+    try:
+        return exported, Calibration.from_json(exported.manifest["calibration"]), str(exported.manifest["model"])
+    except (CalibrationError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{path}: its manifest gives no calibration ({error}); export it again") from error
+
+
 def verdicts(
-    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
+    network: Network, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
     heard: Heard = HEARD,
 ) -> list[Verdict]:  # fmt: skip
     """One verdict per window, in order. Windows may mix grids, meters and lengths.
@@ -104,7 +121,7 @@ def verdicts(
 
 
 def judge(
-    network: Verifier, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
+    network: Network, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
     heard: Heard = HEARD, limits: Mapping[str, float] | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
     """Windows judged one after the other.
@@ -142,17 +159,28 @@ def _cannot_tell(window: Window, model: str, reason: str) -> Judged:
 
 @torch.inference_mode()
 def _one(
-    network: Verifier, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
+    network: Network, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
 ) -> Judged:
     prepared = featurizer.prepare([window], plan)
     f = featurizer.features(prepared)
-    out = network(batch_of(window.case, f))
-    score, case = float(out.implausible[0]), prepared.case
+    out = regions.judge(network, batch_of(window.case, f))
     parts = (out.implausible, out.disturbance, out.type, out.node, out.edge, out.state_mu)
     if not all(bool(torch.isfinite(part).all()) for part in parts):
         return _cannot_tell(window, model, "the network's answer is not finite: readings far outside what it takes")
+    told = verdict_of(out, calibration, prepared.case, plan, prepared.r_BTM[0], end_ns(window), model)
+    return Judged(told, window, float(out.implausible[0]), out.node.double().numpy(), prepared, f)
+
+
+def verdict_of(
+    out: VerifierOutput, calibration: Calibration, case: GridCase, plan: MeterPlan, r_TM: F64, time_ns: int, model: str
+) -> Verdict:
+    """The verdict that an output for one window stands for.
+
+    Args:    r_TM  normalised residuals of the window;  time_ns  of its last scan;  model  that signs the verdict
+    """
+    score = float(out.implausible[0])
     [found] = calibration.verdicts(out.implausible.double().numpy(), out.disturbance.double().numpy())
-    verdict, time_ns = VERDICTS[found], end_ns(window)
+    verdict = VERDICTS[found]
     node, edge = out.node.double().numpy(), out.edge.double().numpy()
     suspect = verdict == "implausible"
     kind = TYPES[int(out.type[0, 1:].argmax()) + 1] if suspect else "none"
@@ -160,17 +188,16 @@ def _one(
     branches = [int(i) for i in np.argsort(-edge)[:TOP] if edge[i] > 0] if suspect else []
     names = case.branch_names
     state = out.state_mu.double().numpy()
-    told = Verdict(
-        case=window.case, time_ns=time_ns, verdict=verdict,
+    return Verdict(
+        case=case.name, time_ns=time_ns, verdict=verdict,
         p_implausible=float(torch.sigmoid(out.implausible[0])), p_disturbance=float(torch.sigmoid(out.disturbance[0])),
-        p_value=calibration.p_value(score, window.case, time_ns), type=kind,
+        p_value=calibration.p_value(score, case.name, time_ns), type=kind,
         buses=tuple(case.bus_names[i] for i in buses), branches=tuple(names[i] for i in branches),
-        onset_scan=_onset(prepared.r_BTM[0], plan, buses, branches) if suspect else -1,
+        onset_scan=_onset(r_TM, plan, buses, branches) if suspect else -1,
         corrected=corrected_values(case, state, buses), model=model,
-        bus_p_values=calibration.bus_p_values(prepared, node, buses, time_ns),
-        p_class=calibration.p_class(window.case, time_ns),
+        bus_p_values=calibration.bus_p_values(case, plan, node, buses, time_ns),
+        p_class=calibration.p_class(case.name, time_ns),
     )  # fmt: skip
-    return Judged(told, window, score, node, prepared, f)
 
 
 def corrected_values(case: GridCase, state_N2: F64, buses: Sequence[int]) -> dict[str, float]:

@@ -204,7 +204,10 @@ def test_heads_must_divide_the_width() -> None:
 
 
 def test_benchmark_reports_its_keys() -> None:
-    report = run(buses=50, scans=16)
+    report = run(buses=50, scans=16, compiled=False, case="case14")
+    assert {"compiled_cpu_ms", "hundred_k_cpu_ms", "jacobian_cpu_ms"} <= report.keys()
+    assert 0 < report["tick_p50_ms"] <= report["tick_p99_ms"]
+    assert report["stream_tick_cpu_ms"] > 0
     assert report["branches"] == 65
     assert report["cpu_ms"] > 0
     assert report["wall_ms"] > 0

@@ -1,13 +1,18 @@
-"""Forward pass of the Verifier at grid size, beside a loop of PyTorch Geometric Temporal's TGCN.
+"""The Verifier at grid size as users run it: windows, exported, scan by scan; beside a loop of PyG-Temporal's TGCN.
 
-Flow:    synthetic grid -> GraphBatch -> verifier.model, pyg_temporal -> [bench.verifier] -> gg-ray bench verifier
+Flow:    synthetic grid -> GraphBatch -> verifier.regions, exported, stream_rows -> [bench.verifier] -> gg-ray bench
+         a case and simulated scans -> verifier.stream, score.verdict_of -> tick_p99_ms
 Source:  verifier.md 5.1 (method: one thread, CPU time, minimum over repeats), random weights and inputs
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +20,21 @@ import torch
 from torch import Tensor
 
 from gg_ray.config import VerifierConfig
+from gg_ray.evaluate.verdicts import Calibration
+from gg_ray.grid.cases import load_case
+from gg_ray.grid.meters import draw_plan, measure
+from gg_ray.score import verdict_of
+from gg_ray.verifier import regions
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, CaseStatic, GraphBatch, from_arrays
+from gg_ray.verifier.evidence_kernel import CHANNELS
+from gg_ray.verifier.exported import Exported, ExportError, export
 from gg_ray.verifier.gat import both_ways
-from gg_ray.verifier.model import Verifier
+from gg_ray.verifier.model import Summary, Verifier
 from gg_ray.verifier.pyg_temporal import installed, load_tgcn
+from gg_ray.verifier.stream import Scan, Stream
+from gg_ray.verifier.stream_rows import Rows
+from gg_ray.verifier.temporal import PatchEncoder
+from gg_ray.verifier.unet import hierarchy
 
 BRANCHES_PER_BUS = 1.3
 BUSES_PER_SUBSTATION = 4
@@ -27,35 +43,131 @@ _REPEATS = 7
 _TGCN_REPEATS = 2
 
 
-def run(buses: int = 10_000, scans: int = 48, seed: int = 0) -> dict[str, Any]:
-    """Time one forward pass of one window.
+HUNDRED_K = 100_000
+STEP_S = 60.0
+_TICKS = 40
+
+
+def run(
+    buses: int = 10_000, scans: int = 48, seed: int = 0, case: str | None = None, compiled: bool = True,
+    hundred_k: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Time one window of a synthetic grid, whole and scan by scan, and on a named case the way from scan to verdict.
 
     Args:    buses, scans  size of the window;  seed  of the synthetic grid and the weights
-    Returns: cpu_ms and wall_ms of the Verifier; tgcn_loop_cpu_ms of `scans` TGCN steps on the same node features and
-             ratio_to_tgcn, both None where PyTorch Geometric Temporal is not installed; parameters, buses, branches.
+             case  grid of tick_p50_ms and tick_p99_ms, and of jacobian_cpu_ms;  compiled  export and time that as well
+             hundred_k  time 100,000 buses too (2 GiB)
+    Returns: cpu_ms and wall_ms of the pass behind gg-ray score; compiled_cpu_ms of the exported model;
+             stream_tick_cpu_ms of a tick without estimation; tgcn_loop_cpu_ms of `scans` TGCN steps on the same
+             node features and the ratios to it; None for what was not asked for or not installed.
     """
     rng = np.random.default_rng(seed)
     batch = synthetic_batch(buses, scans, rng)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = Verifier(VerifierConfig()).eval()
-            cpu_ms, wall_ms = _fastest(lambda: model(batch), _REPEATS)
+        with torch.inference_mode():
+            cpu_ms, wall_ms = _fastest(lambda: regions.judge(model, batch), _REPEATS)
+            compiled_ms = _compiled(model, batch) if compiled else None
+            tick_ms = _fastest(_stream_tick(model, batch), _REPEATS)[0]
             tgcn_ms = _tgcn_loop(batch) if installed() else None
+            ticks = None if case is None else _ticks(model, case, seed)
+            large = synthetic_batch(HUNDRED_K, scans, rng) if hundred_k else None
+            large_ms = None if large is None else _fastest(lambda: regions.judge(model, large), 2)[0]
     finally:
         torch.set_num_threads(threads)
     return {
         "cpu_ms": cpu_ms,
         "wall_ms": wall_ms,
+        "compiled_cpu_ms": compiled_ms,
+        "stream_tick_cpu_ms": tick_ms,
         "tgcn_loop_cpu_ms": tgcn_ms,
         "ratio_to_tgcn": None if tgcn_ms is None else tgcn_ms / cpu_ms,
+        "compiled_ratio_to_tgcn": None if tgcn_ms is None or compiled_ms is None else tgcn_ms / compiled_ms,
+        "stream_ratio_to_tgcn": None if tgcn_ms is None else tgcn_ms / tick_ms,
+        "hundred_k_cpu_ms": large_ms,
+        "tick_p50_ms": None if ticks is None else float(np.median(ticks)),
+        "tick_p99_ms": None if ticks is None else float(np.quantile(ticks, 0.99)),
+        "jacobian_cpu_ms": _jacobian_ms(case),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "case": case,
         "buses": buses,
         "branches": int(batch.edge_index.shape[1]),
         "scans": scans,
     }
+
+
+def _jacobian_ms(case: str | None) -> float | None:
+    """CPU ms of the Jacobian block, from its own benchmark where the program has one."""
+    if case is None or importlib.util.find_spec("gg_ray.bench.jacobian") is None:
+        return None
+    return float(importlib.import_module("gg_ray.bench.jacobian").jacobian_cpu_ms(case=case))
+
+
+def _compiled(model: Verifier, batch: GraphBatch) -> float | None:
+    """CPU ms of the exported model, None without the packages of the extra `export`."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
+        try:
+            export(model, Path(folder) / "verifier.onnx", {})
+            exported = Exported(Path(folder) / "verifier.onnx")
+        except ExportError:
+            return None
+    with torch.inference_mode():
+        return _fastest(lambda: exported(batch), _REPEATS)[0]
+
+
+def _stream_tick(model: Verifier, batch: GraphBatch) -> Callable[[], object]:
+    """A tick of verifier.stream on the arrays of a window, its estimation and features left out."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for encoder, x_nTF in ((model.node_encoder, batch.x), (model.edge_encoder, batch.e)):
+        assert isinstance(encoder, PatchEncoder)
+        raw = x_nTF.numpy().transpose(1, 0, 2).astype(np.float16)
+        filled = rng.standard_normal((*raw.shape[:2], CHANNELS))
+        held = Rows(encoder, raw, filled, rng.random(filled.shape) > 0.01, np.ones(filled.shape[1:]))
+        rows.append((held, raw, filled))
+    coarse = hierarchy(
+        batch.edge_index, batch.edge_phys[:, 5], batch.substation, batch.region, batch.region_graph.shape[0]
+    )  # fmt: skip
+    present = [rng.random(filled.shape) > 0.01 for _, _, filled in rows]
+    ticks = iter(range(1 << 30))
+
+    def tick() -> object:
+        t = next(ticks) % batch.x.shape[1]
+        made = []
+        for (held, raw, filled), own in zip(rows, present, strict=True):
+            held.push(raw[t], filled[t], own[t])
+            made.append(held.summary())
+        (node, node_proof, _), (edge, edge_proof, _) = made
+        summary = Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof)
+        return model.judge(batch, summary, coarse)
+
+    return tick
+
+
+def _ticks(model: Verifier, name: str, seed: int) -> list[float]:
+    """CPU ms of each of _TICKS ticks on a case: a scan in, its places and verdict out. Noise about the base state."""
+    case, rng = load_case(name), np.random.default_rng(seed)
+    plan = draw_plan(case, 0, (0.6, 0.9), 0.01)
+    truth = measure(case, case.v0[None])[0][plan.channels]
+    stream, out = Stream(model, plan, STEP_S, 16), []
+    calibration = Calibration(np.zeros(1), -np.inf, np.inf)
+    for t in range(17 + _TICKS):
+        z = truth + plan.sigma * rng.standard_normal(plan.size)
+        z[rng.random(plan.size) < plan.missing_rate] = np.nan
+        scan = Scan(
+            time_ns=int(t * STEP_S * 1e9), z_M=z, age_M=np.zeros(plan.size, np.uint8),
+            status_E=np.ones(case.n_branch, np.uint8), tap_E=case.tap, x_scale_E=np.ones(case.n_branch),
+        )  # fmt: skip
+        start = time.process_time()
+        judged = stream.tick(scan)
+        if judged is not None:  # the thresholds make it an incident: places, onset and corrected values are found
+            verdict_of(judged, calibration, case, plan, stream.residuals, scan.time_ns, "bench")
+        out.append(1e3 * (time.process_time() - start))
+    return out[17:]
 
 
 def synthetic_batch(buses: int, scans: int, rng: np.random.Generator) -> GraphBatch:

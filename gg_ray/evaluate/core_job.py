@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gg_ray.baselines.statistical import default_detectors
+from gg_ray.baselines import catalogue
 from gg_ray.evaluate import results
 from gg_ray.evaluate.core_cells import Cells, Kind
 from gg_ray.evaluate.core_manifest import Digest, Manifest
@@ -38,9 +38,13 @@ Exploit = Callable[[Scorer, str, str, int], Sequence[Program]]
 Note = Callable[[str], None]
 
 
-def classical_scorer(seed: int) -> Scorer:
+GROUPS: dict[str, tuple[str, ...]] = {"small": ("quick",), "full": ("classical", "statistical", "deep")}
+"""Rivals by preset (baselines.catalogue): the deep ones need minutes per grid."""
+
+
+def classical_scorer(preset: str, seed: int) -> Scorer:
     """Detectors that are no Verifier: the one place that says which rows every table has beside the networks."""
-    methods = tuple(DetectorMethod(detector) for detector in default_detectors(seed))
+    methods = tuple(DetectorMethod(detector) for detector in catalogue.detectors(GROUPS[preset], seed))
     return Scorer(
         key=CLASSICAL, identity=f"seed {seed}: {', '.join(m.name for m in methods)}", methods=methods, about={}
     )  # fmt: skip

@@ -20,7 +20,8 @@ from gg_ray.calibration.budget import Levels
 from gg_ray.calibration.classes import hour_bin, metering_classes, voltage_levels
 from gg_ray.calibration.conformal import Conformal
 from gg_ray.evaluate import metrics
-from gg_ray.grid.cases import load_case
+from gg_ray.grid.cases import GridCase, load_case
+from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import F64, I64, VERDICTS, Bool, end_ns
 from gg_ray.verifier.features import Prepared
 
@@ -83,14 +84,14 @@ class Calibration:
         key = () if self.windows is None else self.windows.key_of((case, hour_bin(time_ns)))
         return ", ".join(key) or "all grids"
 
-    def bus_p_values(self, prepared: Prepared, node_N: F64, buses: Sequence[int], time_ns: int) -> tuple[float, ...]:
+    def bus_p_values(
+        self, case: GridCase, plan: MeterPlan, node_N: F64, buses: Sequence[int], time_ns: int
+    ) -> tuple[float, ...]:
         """p-values of some buses among benign ones of their class; empty where the version has no node classes."""
         if self.nodes is None or not buses:
             return ()
         at = np.array(buses)
-        columns = (
-            voltage_levels(prepared.case)[at], metering_classes(prepared.plan, prepared.case)[at], hour_bin(time_ns),
-        )  # fmt: skip
+        columns = (voltage_levels(case)[at], metering_classes(plan, case)[at], hour_bin(time_ns))
         return tuple(self.nodes.p(node_N[at], columns).tolist())
 
     def verdicts(self, implausible_B: F64, disturbance_B: F64) -> I64:

@@ -32,12 +32,18 @@ def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 def mean_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, D] averaged by index [M] into [size, D]; rows without a source are zero."""
-    count = torch.bincount(index, minlength=size).clamp(min=1).to(values.dtype)
-    return sum_by(values, index, size) / count[:, None]
+    return sum_by(values, index, size) / count_by(values, index, size)[:, None]
+
+
+def count_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Rows of values per group [size], at least 1, in their dtype; unlike bincount it exports to every runtime."""
+    return sum_by(values.new_ones(values.shape[0]), index, size).clamp(min=1)
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of equal first dimension in aligned blocks of BLOCK_BRANCHES rows."""
+    """Tensors of equal first dimension in aligned blocks of BLOCK_BRANCHES rows; one block in an exported graph."""
+    if torch.compiler.is_compiling():  # the compiler fuses, and a number of blocks would tie the graph to a size
+        return iter((tensors,))
     return zip(*(torch.split(tensor, BLOCK_BRANCHES) for tensor in tensors), strict=True)
 
 
@@ -55,11 +61,11 @@ class Dense(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if (
-            input.shape[0] >= ONEDNN_ROWS
+            not torch.compiler.is_compiling()
+            and input.shape[0] >= ONEDNN_ROWS
             and not torch.is_grad_enabled()
             and input.device.type == "cpu"
             and input.dtype == torch.float32 == self.weight.dtype
-            and not torch.compiler.is_compiling()
             and torch.backends.mkldnn.is_available()
         ):
             out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")

@@ -17,9 +17,9 @@ from gg_ray.config import VerifierConfig
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
-from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, sum_by
+from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, sum_by
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
-from gg_ray.verifier.unet import FixedUNet
+from gg_ray.verifier.unet import Coarse, FixedUNet
 
 EDGE_WIDTH = 32
 STATE_SCALE = (0.01, 0.02)
@@ -53,6 +53,23 @@ class VerifierOutput:
     """[Nt, 2]"""
     state_logvar: Tensor
     """[Nt, 2]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the scans of a window say of each bus and branch by itself: the only part that reads more than the last one.
+
+    Rows are independent, so a stream can carry them (verifier.stream).
+    """
+
+    node: Tensor
+    """[Nt, D] encoded window"""
+    edge: Tensor
+    """[Et, EDGE_WIDTH]"""
+    node_proof: Tensor
+    """[Nt, EVIDENCE] fixed statistics"""
+    edge_proof: Tensor
+    """[Et, EVIDENCE]"""
 
 
 def probabilities(output: VerifierOutput) -> dict[str, Tensor]:
@@ -118,9 +135,26 @@ class Verifier(nn.Module):
 
         Raises:  ValueError if T is not whole patches (temporal.PatchEncoder).
         """
+        return self.judge(batch, self.summarise(batch))
+
+    def summarise(self, batch: GraphBatch) -> Summary:
+        """First half of forward: every row's window, without its neighbours (the TGCN encoders do hear them)."""
+        index, status = batch.edge_index, batch.edge_phys[:, 5]
+        return Summary(
+            node=self.node_encoder(batch.x, index, status),
+            edge=self.edge_encoder(batch.e, index, status),
+            node_proof=self.evidence(batch.x),
+            edge_proof=self.evidence(batch.e),
+        )
+
+    def judge(self, batch: GraphBatch, summary: Summary, coarse: Coarse | None = None) -> VerifierOutput:
+        """Second half of forward: the graph. Of batch.x and batch.e only the last scan is read.
+
+        Args:    coarse  the levels of unet.hierarchy, where the caller has made them
+        """
         status = batch.edge_phys[:, 5]
-        proof = self.evidence(batch.x), self.evidence(batch.e)
-        h, edge = self._encode(batch, status, proof)
+        proof = summary.node_proof, summary.edge_proof
+        h, edge = self._encode(batch, summary)
         if self.unet is None:
             ways, alive = both_ways(batch.edge_index), status.repeat(2)
             for layer in self.flat:
@@ -129,7 +163,7 @@ class Verifier(nn.Module):
             for layer in self.flat:
                 h = layer(h, batch.edge_index, edge, status)
             n_regions = batch.region_graph.shape[0]
-            h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions)
+            h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions, coarse)
         from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
         start, stop = batch.edge_index
         edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
@@ -149,10 +183,10 @@ class Verifier(nn.Module):
             state_logvar=state[:, 2:],
         )
 
-    def _encode(self, batch: GraphBatch, status: Tensor, proof: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: GraphBatch, summary: Summary) -> tuple[Tensor, Tensor]:
         """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
         index = batch.edge_index
-        encoded = self.node_encoder(batch.x, index, status)
+        encoded, proof = summary.node, (summary.node_proof, summary.edge_proof)
         voltage = 10 * batch.xhat[:, :1]
         h = self.node_join(torch.cat((encoded, proof[0], batch.x[:, -1], batch.node_static, voltage), dim=1))
         h = self.node_norm(fn.gelu(h))
@@ -163,9 +197,8 @@ class Verifier(nn.Module):
         physics = torch.stack(
             (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
         )
-        encoded = self.edge_encoder(batch.e, index, status)
         joined = torch.cat(
-            (encoded, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1
+            (summary.edge, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1
         )
         return h, fn.gelu(self.edge_join(joined))
 
@@ -201,5 +234,4 @@ def _max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 def _log_mean_exp(logit: Tensor, index: Tensor, size: int) -> Tensor:
     """Smooth maximum [size] that, unlike a mean, still sees one loud bus among thousands."""
     total = sum_by(logit.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp(), index, size)
-    count = torch.bincount(index, minlength=size).clamp(min=1)
-    return (total / count).clamp(min=1e-12).log()
+    return (total / count_by(logit, index, size)).clamp(min=1e-12).log()

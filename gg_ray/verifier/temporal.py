@@ -41,7 +41,7 @@ class PatchEncoder(nn.Module):
         Raises:  ValueError if T is not 1 to MAX_PATCHES whole patches.
         """
         n, scans, features = x_nTF.shape
-        patches, rest = divmod(scans, self.patch)
+        patches, rest = scans // self.patch, scans % self.patch
         if rest or not 1 <= patches <= MAX_PATCHES:
             raise ValueError(
                 f"window of {scans} scans: need a multiple of the patch {self.patch}, "
@@ -49,15 +49,19 @@ class PatchEncoder(nn.Module):
             )
         # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
         flat = x_nTF.reshape(n, patches, self.patch * features)
-        if n <= BLOCK_ROWS:
+        if torch.compiler.is_compiling() or n <= BLOCK_ROWS:
             return self._pool(flat)
         # rows are independent: blocks whose intermediates stay in cache take half the time of one pass at 10k buses
         return torch.cat([self._pool(block) for block in torch.split(flat, BLOCK_ROWS)])
 
     def _pool(self, flat_nPK: Tensor) -> Tensor:
         n, patches, _ = flat_nPK.shape
-        position = self.position[:patches].flip(0)
-        h_nPW = fn.gelu(self.embed(flat_nPK.flatten(0, 1)).view(n, patches, PATCH_WIDTH) + position)
+        return self.pool(self.embed(flat_nPK.flatten(0, 1)).view(n, patches, PATCH_WIDTH))
+
+    def pool(self, embedded_nPW: Tensor) -> Tensor:
+        """Embedded patches [n, P, PATCH_WIDTH], oldest first -> [n, D]."""
+        position = self.position[: embedded_nPW.shape[1]].flip(0)
+        h_nPW = fn.gelu(embedded_nPW + position)
         share = torch.softmax(self.score(h_nPW), dim=1)
         pooled = torch.cat(((share * h_nPW).sum(dim=1), h_nPW.mean(dim=1), h_nPW[:, -1]), dim=1)
         return fn.gelu(self.out(pooled))

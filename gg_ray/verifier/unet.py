@@ -9,6 +9,8 @@ Two flat layers see two branches far; a message that climbs to the region and ba
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,21 @@ def coarsen(edge_index: Tensor, status: Tensor, cluster: Tensor, size: int) -> t
     unique, member = torch.unique(key[outside], return_inverse=True)
     alive = sum_by(status[outside], member, unique.shape[0]).clamp(max=1.0)
     return torch.stack((unique // size, unique % size)), alive
+
+
+class Coarse(NamedTuple):
+    """Edges between substations [2, C] and between regions [2, C'], each pair once, with their status [C], [C']."""
+
+    edges_S: Tensor
+    status_S: Tensor
+    edges_R: Tensor
+    status_R: Tensor
+
+
+def hierarchy(edge_index: Tensor, status_E: Tensor, substation_N: Tensor, region_S: Tensor, n_regions: int) -> Coarse:
+    """Both coarse levels. Their sizes depend on the data, so this stays outside compiled and exported graphs."""
+    edges_S, status_S = coarsen(edge_index, status_E, substation_N, region_S.shape[0])
+    return Coarse(edges_S, status_S, *coarsen(edges_S, status_S, region_S, n_regions))
 
 
 class FixedUNet(nn.Module):
@@ -52,13 +69,17 @@ class FixedUNet(nn.Module):
         substation_N: Tensor,
         region_S: Tensor,
         n_regions: int,
+        coarse: Coarse | None = None,
     ) -> Tensor:
-        """Args: h_ND bus states and the hierarchy of GraphBatch. Returns: [N, D] bus states with wide context."""
+        """Args: h_ND bus states and the hierarchy of GraphBatch; coarse  its levels where the caller has made them.
+
+        Returns: [N, D] bus states with wide context.
+        """
         n_substations = region_S.shape[0]
-        edges_S, status_S = coarsen(edge_index, status_E, substation_N, n_substations)
-        edges_R, status_R = coarsen(edges_S, status_S, region_S, n_regions)
-        ways_S, ways_R = both_ways(edges_S), both_ways(edges_R)
-        alive_S, alive_R = status_S.repeat(2), status_R.repeat(2)
+        if coarse is None:
+            coarse = hierarchy(edge_index, status_E, substation_N, region_S, n_regions)
+        ways_S, ways_R = both_ways(coarse.edges_S), both_ways(coarse.edges_R)
+        alive_S, alive_R = coarse.status_S.repeat(2), coarse.status_R.repeat(2)
 
         h_SD = self.substation_down(mean_by(h_ND, substation_N, n_substations), *ways_S, alive_S)
         h_RD = self.region(mean_by(h_SD, region_S, n_regions), *ways_R, alive_R)
