@@ -79,7 +79,7 @@ def verdicts(
 
     Raises: WindowFileError for a window that the network does not take (its length), by number.
     """
-    featurizer = Featurizer()
+    featurizer = Featurizer(network.config.jacobian)
     out = []
     for index, (window, plan) in enumerate(windows):
         try:
