@@ -40,6 +40,8 @@ the explained and the unexplained part over the meters at the bus; (u - e) / (u 
 1 + root mean square of the weak part of the move; a fifth of the log10 of 1 + column norm of W^(1/2) Hm over the
 readings that are there; mean leverage of those; log of 1 + their number."""
 F_JAC = len(COLUMNS)
+_SCANS = 2
+"""Scans whose noise is in a move: the newest and the one before."""
 _LEAST_SPREAD = 0.01
 """Share of a meter's variance below which its explained part counts no finer: a chord is not that exact."""
 
@@ -50,13 +52,11 @@ def jacobian_features(
     v_BN: C128,
     status_BE: Bool,
     y: BranchAdmittance | None = None,
-    averaged: int = 1,
 ) -> F64:
     """The Jacobian block of windows that share a grid, a metering plan and declared admittances.
 
-    Args:    z_BM  newest readings, NaN where absent or aged;  v_BN  estimate from earlier scans, p.u.
+    Args:    z_BM  newest readings, NaN where absent or aged;  v_BN  estimate of an earlier scan, p.u.
              status_BE  declared branch status of the newest scan;  y  declared admittances (default: published)
-             averaged  number of scans whose mean estimate v_BN is
     Returns: [B, N, F_JAC], columns as in COLUMNS; zero moves where readings say what the estimate predicts.
              A window's block depends on that window alone.
     """
@@ -69,12 +69,12 @@ def jacobian_features(
     place = _meters_at(case, plan)
     out = np.empty((z_BM.shape[0], case.n_bus, F_JAC))
     for rows, gain in estimator.gains(z_BM, status_BE):
-        out[rows] = _block(gain, dz_BM[rows], present[rows], place, 1 + 1 / averaged)
+        out[rows] = _block(gain, dz_BM[rows], present[rows], place)
     return out
 
 
-def _block(gain: Gain, dz_BM: F64, present_BM: Bool, place_NM: sp.csr_matrix, scans: float) -> F64:
-    """COLUMNS of windows that share a factor; `scans` is the noise of newest and earlier estimate over that of one."""
+def _block(gain: Gain, dz_BM: F64, present_BM: Bool, place_NM: sp.csr_matrix) -> F64:
+    """COLUMNS of windows that share a factor."""
     case, prior, (count, meters), n = gain.case, gain.prior, dz_BM.shape, gain.case.n_bus
     variance_X, spread_K = gain.variances()
     spread, r = spread_K[:meters], gain.plan.sigma**2
@@ -87,9 +87,9 @@ def _block(gain: Gain, dz_BM: F64, present_BM: Bool, place_NM: sp.csr_matrix, sc
     weak = gain.solve(gain.gradient(np.concatenate([np.zeros_like(dz_BM), implied * assumed], axis=1))).T
 
     at_bus = _Means(place_NM, present_BM)
-    e = at_bus.of(explained**2 / (scans * np.maximum(spread, _LEAST_SPREAD * r)))
+    e = at_bus.of(explained**2 / (_SCANS * np.maximum(spread, _LEAST_SPREAD * r)))
     u = at_bus.of((dz_BM - explained) ** 2 / gain.omega)
-    sd_x, sd_u = np.sqrt(scans * variance_X), np.sqrt(scans * spread_K[meters : meters + 2 * n])
+    sd_x, sd_u = np.sqrt(_SCANS * variance_X), np.sqrt(_SCANS * spread_K[meters : meters + 2 * n])
     moves = np.concatenate([dx / sd_x, implied[:, : 2 * n] / sd_u], axis=1).reshape(count, 4, n)
     norms = np.stack([e, u, np.square(weak / sd_x).reshape(count, 2, n).mean(axis=1)], axis=1)
     size = np.log1p(np.sqrt(norms))
