@@ -55,7 +55,7 @@ def evaluate_core(
     found = [_loaded(name, model, with_data, sizes) for name in run_names(runs, RUNS)]
     contexts = context_source(found[0].config.scenario.data_dir or None)
     folder = out or RUNS / f"core-{preset}"
-    shared = LastFeatures()
+    shared = LastFeatures(any(run.config.verifier.jacobian for run in found))  # others do not read the block
     scorers = [classical_scorer(sizes.name, DETECTOR_SEED), *(run.scorer(shared) for run in found)]
     _check_names([s.key for s in scorers])
     job = CoreRun(folder, sizes, contexts, scorers, _say, DETECTOR_SEED, _exploit(found, contexts, sizes))

@@ -159,6 +159,8 @@ class VerifierConfig:
     """Flat message-passing layers before the U-Net."""
     dropout: float = 0.0
     """Dropout after each graph layer."""
+    jacobian: bool = False
+    """Join the Jacobian block to each bus: what the last scan says against the estimate before it."""
 
     def __post_init__(self) -> None:
         _check(self.hidden % self.heads == 0, f"verifier.hidden {self.hidden} must be a multiple of heads {self.heads}")

@@ -178,6 +178,8 @@ class Experience:
     """Standard deviation of those readings, inf where absent."""
     param_E3: F32
     """Declared status at the last scan, declared tap ratio, declared length scale."""
+    jac_NJ: F16
+    """Jacobian block (grid.jacobian.COLUMNS), zeros on the balance graph; no columns where the run does without."""
     labels: Labels
     program: Program
     pair: int
@@ -206,6 +208,7 @@ class Experience:
             self.meas_N2,
             self.sigma_N2,
             self.param_E3,
+            self.jac_NJ,
         )
         return sum(a.nbytes for a in arrays) + self.labels.node_N.nbytes + self.labels.edge_E.nbytes
 

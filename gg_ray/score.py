@@ -130,7 +130,7 @@ def judge(
     Raises: WindowFileError for a window that the network does not take (its length) or of a grid that is not the one
             that the model was calibrated on, by number.
     """
-    featurizer = Featurizer()
+    featurizer = Featurizer(isinstance(network, Verifier) and network.config.jacobian)
     for index, (window, plan) in enumerate(windows):
         known, here = calibration.topology.get(window.case), load_case(window.case).topology()
         if known is not None and known != here:

@@ -11,6 +11,7 @@ import torch
 
 from gg_ray.config import LearnerConfig, VerifierConfig
 from gg_ray.grid.cases import load_case
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.learner import Learner, load_numpy, new_verifier, pick_device
 from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Experience, Labels, Program
@@ -38,6 +39,7 @@ def batch() -> GraphBatch:
                 edge_TEF=edge.astype(np.float16), xhat_N2=np.zeros((n, 2), dtype=np.float32),
                 states_SN2=np.zeros((4, n, 2), dtype=np.float32), meas_N2=np.zeros((n, 2), dtype=np.float32),
                 sigma_N2=np.full((n, 2), np.inf, dtype=np.float32), param_E3=np.ones((e, 3), dtype=np.float32),
+                jac_NJ=rng.normal(size=(n, F_JAC)).astype(np.float16),
                 labels=labels, pair=i // 2, source="uniform", d_eff=4.0, p_star=0.9, p_bar=0.5, learnability=0.5,
                 version=0, program=Program(case="case14", context_id=0, plan_id=0, events=(), scans=16, seed=i),
             )

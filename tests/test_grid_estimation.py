@@ -89,6 +89,39 @@ def test_residuals_are_unit_normal_on_clean_data_at_any_load(name: str, level: f
     assert np.sqrt(np.mean((np.abs(v) - np.abs(theirs)) ** 2)) < 0.005
 
 
+@pytest.mark.parametrize("name", ["case57", "case118"])
+@pytest.mark.parametrize("kappa", [(0.95, 1.0), (0.25, 0.35)], ids=["full", "thin"])
+def test_each_meters_residual_is_standard_normal_but_for_those_without_redundancy(
+    name: str, kappa: tuple[float, float]
+) -> None:
+    """Kolmogorov-Smirnov per meter over many true states (loads of a few percent spread at several demand levels).
+
+    Full metering: every meter. Thin metering: some meters are checked by the prior alone, which is wider than loads
+    move; their residuals are too small, never too large, and 1 - omega / R near one says which they are.
+    """
+    case = load_case(name)
+    plan = draw_plan(case, 0, kappa, 0.0)
+    estimator = Estimator(case, plan)
+    rng = np.random.default_rng(11)
+    rows = 300
+    level = rng.uniform(0.65, 1.05, (rows, 1))
+    p, q = (level * load * (1 + 0.05 * rng.standard_normal((rows, case.n_bus))) for load in (case.load_p, case.load_q))
+    true = PowerFlow(case).solve(p, q, level * case.gen_p, np.tile(case.gen_v, (rows, 1)))
+    v = true.v_RN[true.converged_R]
+    h = measure(case, v)[:, plan.channels]
+    _, r = estimator.estimate(h + plan.sigma * rng.standard_normal(h.shape))
+    p_value = np.array([stats.kstest(column, "norm").pvalue for column in r.T])
+    redundancy = estimator.gain.omega / plan.sigma**2
+    assert (r.std(axis=0) < 1.2).all()
+    failing = p_value < 1e-3 / plan.size
+    assert (redundancy[failing] < 0.25).all()
+    assert (r.std(axis=0)[failing] < 1).all()
+    assert failing.mean() < 0.15
+    if kappa[0] > 0.9:
+        assert not failing.any()
+        assert (r.std(axis=0) > 0.75).all()
+
+
 def test_a_gross_error_stands_out_where_it_is() -> None:
     _, plan, estimator = set_up("case118")
     z, _ = clean("case118", 1.0, 30)

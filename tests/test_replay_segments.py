@@ -41,6 +41,7 @@ def experience(seed: int, extra: dict[str, Any] | None = None, buses: int | None
         meas_N2=np.full((n, 2), np.nan, dtype=np.float32),
         sigma_N2=np.full((n, 2), np.inf, dtype=np.float32),
         param_E3=rng.standard_normal((e, 3)).astype(np.float32),
+        jac_NJ=rng.standard_normal((n, 12)).astype(np.float16),
         labels=Labels(
             implausible=bool(seed % 2), disturbance=False, severity=0.1 + seed, type=seed % 13,
             node_N=rng.random(n) < 0.5, edge_E=rng.random(e) < 0.5, onset=3, end=-1,

@@ -13,6 +13,7 @@ from gg_ray.config import ConfigError, RunConfig, ScenarioConfig
 from gg_ray.config_io import load
 from gg_ray.grid import balance as b
 from gg_ray.grid.cases import load_case
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES, Event, Program
 from gg_ray.scenario.balance_executor import BalanceExecutor
 from gg_ray.scenario.balance_record import from_history, from_statistics, in_service, usual_of
@@ -261,11 +262,13 @@ def test_features_are_finite_for_absurd_readings(executor: BalanceExecutor) -> N
     window, _ = executor.realise(attempt, 0)
     z = window.z_TM.copy()
     z[5, 1 + WIND] = 1e6
-    featurizer = Featurizer()
+    featurizer = Featurizer(jacobian=True)
     prepared = featurizer.prepare([replace(window, z_TM=z)], b.balance_plan(0))
     features = featurizer.features(prepared)
     assert np.isfinite(prepared.r_BTM).all()
     assert np.isfinite(features.xhat_BN2).all()
+    assert features.jac_BNJ.shape == (1, features.xhat_BN2.shape[1], F_JAC)
+    assert not features.jac_BNJ.any(), "a copper plate has no Jacobian"
 
 
 def test_primitives_of_networks_are_not_offered_here_nor_the_other_way_round(executor: BalanceExecutor) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gg_ray.config import RunConfig
 from gg_ray.config_io import load
 from gg_ray.grid.cases import load_case
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.nested import flatten, unflatten
 from gg_ray.records import Experience, Labels, Program
 from gg_ray.selfplay.buffer import Buffer, Draw, priorities_after
@@ -37,7 +38,8 @@ def experience(number: int, *, pair: int = -1, source: str = "proposer", implaus
         case="case14", plan_id=0, node_TNF=np.full((16, n, F_NODE), number, dtype=np.float16),
         edge_TEF=np.full((16, e, F_EDGE), number, dtype=np.float16), xhat_N2=np.zeros((n, 2), dtype=np.float32),
         states_SN2=np.zeros((4, n, 2), dtype=np.float32), meas_N2=np.zeros((n, 2), dtype=np.float32),
-        sigma_N2=np.full((n, 2), np.inf, dtype=np.float32), param_E3=param, labels=labels,
+        sigma_N2=np.full((n, 2), np.inf, dtype=np.float32), param_E3=param,
+        jac_NJ=np.full((n, F_JAC), number, dtype=np.float16), labels=labels,
         program=Program(case="case14", context_id=0, plan_id=0, events=(), scans=16, seed=number), pair=pair,
         source=source, d_eff=4.0, p_star=0.9, p_bar=0.5, learnability=0.3 + 0.01 * (number % 7), version=0,
     )  # fmt: skip

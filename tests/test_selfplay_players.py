@@ -110,7 +110,7 @@ def test_hidden_readings_change_nothing_in_a_lesson(solver: SolverPlayer, attemp
         one = solver._experience(attempt, attempt.main, hide(window, block))
         two = solver._experience(attempt, attempt.main, hide(other, block))
         seen = solver._experience(attempt, attempt.main, window)
-        for name in ("node_TNF", "edge_TEF", "xhat_N2", "meas_N2", "sigma_N2", "param_E3"):
+        for name in ("node_TNF", "edge_TEF", "xhat_N2", "meas_N2", "sigma_N2", "param_E3", "jac_NJ"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
         assert (one.node_TNF != seen.node_TNF).any() or (one.edge_TEF != seen.edge_TEF).any()
 

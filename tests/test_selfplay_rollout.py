@@ -86,7 +86,7 @@ def test_enough_programs_pass_for_this_file_to_mean_something(outcomes: list[Out
 def test_experiences_own_their_memory(outcomes: list[Outcome]) -> None:
     items = [e for o in outcomes for e in o.experiences]
     for item in items:
-        for name in ("node_TNF", "edge_TEF", "xhat_N2", "states_SN2", "meas_N2", "sigma_N2", "param_E3"):
+        for name in ("node_TNF", "edge_TEF", "xhat_N2", "states_SN2", "meas_N2", "sigma_N2", "param_E3", "jac_NJ"):
             array = getattr(item, name)
             assert array.base is None or array.base.nbytes == array.nbytes, f"{name} keeps a whole batch alive"
     before = items[1].node_TNF.copy()

@@ -10,6 +10,7 @@ import torch
 from torch.distributions import LowRankMultivariateNormal
 
 from gg_ray.config import SolverConfig
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.selfplay.solver import Solver, SolverLearner, SolverOutput, correct, nll, sample
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 
@@ -27,7 +28,8 @@ def ring(buses: int, graphs: int, scans: int = 16, seed: int = 0) -> GraphBatch:
         node_static=torch.randn(total, F_NODE_STATIC, generator=g),
         edge_static=torch.randn(total, F_EDGE_STATIC, generator=g),
         xhat=0.02 * torch.randn(total, 2, generator=g), meas=torch.zeros(total, 2), sigma=torch.ones(total, 2),
-        edge_phys=phys, node_shunt=torch.zeros(total, 2), edge_index=torch.stack((number, following)), graph=graph,
+        edge_phys=phys, node_shunt=torch.zeros(total, 2), jac=torch.zeros(total, F_JAC),
+        edge_index=torch.stack((number, following)), graph=graph,
         edge_graph=graph, substation=number, region=graph, region_graph=torch.arange(graphs), n_graphs=graphs,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import Experience, Labels, Program
 from gg_ray.verifier.batch import F_EDGE, F_NODE, BatchError, CaseStatic, collate, from_arrays
 
@@ -43,6 +44,7 @@ def make_item(
         meas_N2=np.zeros((n, 2), np.float32),
         sigma_N2=np.full((n, 2), np.inf, np.float32),
         param_E3=rng.uniform(0.5, 1.5, (e, 3)).astype(np.float32),
+        jac_NJ=rng.standard_normal((n, F_JAC)).astype(np.float16),
         labels=Labels(
             implausible=implausible,
             disturbance=not implausible,
@@ -137,6 +139,7 @@ def test_unlabelled_batch_equals_bare_arrays() -> None:
         meas_BN2=np.stack([i.meas_N2 for i in items]),
         sigma_BN2=np.stack([i.sigma_N2 for i in items]),
         param_BE3=np.stack([i.param_E3 for i in items]),
+        jac_BNJ=np.stack([i.jac_NJ for i in items]),
     )
     for name, value in vars(left).items():
         other = getattr(right, name)
@@ -165,6 +168,10 @@ def test_refusals_name_the_cause() -> None:
         collate([], {"a": static})
     with pytest.raises(BatchError, match="window 0: node features"):
         collate([short], {"a": make_static(rng, 5)})
+    short.jac_NJ = short.jac_NJ[:, 1:]
+    with pytest.raises(BatchError, match="window 0: Jacobian block of shape"):
+        collate([short], {"a": static})
+    short = make_item(rng, "a", static)
     with pytest.raises(BatchError, match="one per window"):
         collate([short], {"a": static}, weights=[1.0, 2.0])
     with pytest.raises(BatchError, match="CaseStatic\\.edge_index"):

@@ -10,6 +10,7 @@ import pytest
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import load_case
+from gg_ray.grid.jacobian import COLUMNS, F_JAC, jacobian_features
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import Event, Program, Window
 from gg_ray.scenario.context import ClimatologySource
@@ -20,7 +21,7 @@ from gg_ray.verifier.features import FeatureError, Featurizer, case_static
 CASE = load_case("case57")
 EXECUTOR = Executor(CASE, ScenarioConfig(), ClimatologySource())
 PLAN: MeterPlan = EXECUTOR.grammar.plan(1)
-FEATURIZER = Featurizer()
+FEATURIZER = Featurizer(jacobian=True)
 
 
 @functools.lru_cache(maxsize=32)
@@ -62,6 +63,8 @@ def test_a_windows_features_do_not_depend_on_its_batch() -> None:
         for mine, theirs in halves:
             assert np.mean(mine != theirs) < 1e-4
             np.testing.assert_allclose(mine.astype(np.float32), theirs.astype(np.float32), atol=2e-3, rtol=2e-3)
+        block = features.jac_BNJ[index].astype(np.float32)
+        np.testing.assert_allclose(one.jac_BNJ[0].astype(np.float32), block, atol=2e-3, rtol=2e-3)
 
 
 def test_shapes_dtypes_and_finite_values() -> None:
@@ -72,7 +75,17 @@ def test_shapes_dtypes_and_finite_values() -> None:
     assert features.node_BTNF.dtype == features.edge_BTEF.dtype == np.float16
     assert features.xhat_BN2.shape == features.meas_BN2.shape == features.sigma_BN2.shape == (3, n, 2)
     assert features.param_BE3.shape == (3, e, 3)
-    for array in (features.node_BTNF, features.edge_BTEF, features.xhat_BN2, features.meas_BN2, features.param_BE3):
+    assert features.jac_BNJ.shape == (3, n, F_JAC)
+    assert features.jac_BNJ.dtype == np.float16
+    assert Featurizer().features(FEATURIZER.prepare(_windows(3), PLAN)).jac_BNJ.shape == (3, n, 0)
+    for array in (
+        features.node_BTNF,
+        features.edge_BTEF,
+        features.xhat_BN2,
+        features.meas_BN2,
+        features.param_BE3,
+        features.jac_BNJ,
+    ):
         assert np.isfinite(array).all()
     assert (features.edge_BTEF[..., -1] == 1).all()
     metered = PLAN.index_of[n : 2 * n] >= 0
@@ -116,6 +129,26 @@ def test_an_aged_value_does_not_enter_estimation() -> None:
     assert np.abs(FEATURIZER.prepare([wild], PLAN).r_BTM[0, fresh_t, meter]) > 5
 
 
+def test_the_jacobian_block_reads_the_last_scan_against_the_one_before() -> None:
+    """Not aged values, not later truth, and no reading of the last scan but those that arrived."""
+    window = _windows(1)[0]
+    prepared = FEATURIZER.prepare([window], PLAN)
+    block = FEATURIZER.features(prepared).jac_BNJ
+    estimator = FEATURIZER.estimator(CASE, PLAN)
+    z = np.where(window.age_TM[-1:] == 0, window.z_TM[-1:], np.nan)
+    want = jacobian_features(estimator, z, prepared.v_BTN[:, -2], window.status_TE[-1:].astype(bool))
+    np.testing.assert_allclose(block, want.astype(np.float16), atol=1e-3, rtol=1e-3)
+    assert np.isnan(z).any()
+    early = replace(window, z_TM=window.z_TM.copy())
+    early.z_TM[:8] += 30 * PLAN.sigma
+    np.testing.assert_array_equal(FEATURIZER.features(FEATURIZER.prepare([early], PLAN)).jac_BNJ, block)
+    loud = replace(window, z_TM=window.z_TM.copy())
+    meter = int(np.flatnonzero(np.isfinite(z[0]) & (PLAN.channels < CASE.n_bus))[0])
+    loud.z_TM[-1, meter] += 50 * PLAN.sigma[meter]
+    change = np.abs(FEATURIZER.features(FEATURIZER.prepare([loud], PLAN)).jac_BNJ.astype(np.float32) - block)[0]
+    assert int(change[:, COLUMNS.index("unexplained")].argmax()) == PLAN.channels[meter]
+
+
 def test_declared_tap_moves_are_modelled_scan_by_scan() -> None:
     seen = {int(owner) for owner in np.flatnonzero(PLAN.index_of[4 * CASE.n_bus : 4 * CASE.n_bus + CASE.n_branch] >= 0)}
     taps = [int(b) for b in np.flatnonzero(CASE.transformer) if int(b) in seen]
@@ -126,6 +159,11 @@ def test_declared_tap_moves_are_modelled_scan_by_scan() -> None:
     assert 0.85 < declared.r_BTM[:, 9:].std() < 1.15
     assert np.square(undeclared.r_BTM[:, 9:]).mean() > np.square(declared.r_BTM[:, 9:]).mean() + 0.05
     param = FEATURIZER.features(declared).param_BE3
+    unexplained = [
+        FEATURIZER.features(prepared).jac_BNJ[..., COLUMNS.index("unexplained")].max(axis=1).mean()
+        for prepared in (declared, undeclared)
+    ]
+    assert unexplained[0] < unexplained[1]
     for branch, ratio, _ in moved[0].moves:
         assert param[:, branch, 1] == pytest.approx(np.full(6, ratio))
 

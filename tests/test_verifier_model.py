@@ -11,6 +11,7 @@ import torch
 
 from gg_ray.bench.verifier import run, synthetic_batch
 from gg_ray.config import VerifierConfig
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.verifier import gat
 from gg_ray.verifier.batch import GraphBatch
 from gg_ray.verifier.gat import Dense, GatLayer, SageLayer, both_ways
@@ -20,11 +21,13 @@ CONFIGS = [
     VerifierConfig(hidden=16),
     VerifierConfig(hidden=16, graph="sage"),
     VerifierConfig(hidden=16, encoder="tgcn"),
+    VerifierConfig(hidden=16, jacobian=True),
 ]
 
 
 def make_batch(buses: int = 30, scans: int = 16, seed: int = 0) -> GraphBatch:
-    return synthetic_batch(buses, scans, np.random.default_rng(seed))
+    batch = synthetic_batch(buses, scans, np.random.default_rng(seed))
+    return dataclasses.replace(batch, jac=torch.randn(buses, F_JAC, generator=torch.Generator().manual_seed(seed)))
 
 
 def make_model(config: VerifierConfig, seed: int = 0) -> Verifier:
@@ -60,7 +63,7 @@ def assert_same(left: VerifierOutput, right: VerifierOutput, names: tuple[str, .
         torch.testing.assert_close(getattr(left, name), getattr(right, name), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}")
 def test_relabelling_buses_and_branches_relabels_the_outputs(config: VerifierConfig) -> None:
     model, batch = make_model(config), join(make_batch(30), make_batch(14, seed=1))
     draw = torch.Generator().manual_seed(3)
@@ -79,7 +82,7 @@ def test_relabelling_buses_and_branches_relabels_the_outputs(config: VerifierCon
     assert_same(dataclasses.replace(got, **back), want)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}")
 def test_a_window_is_judged_alike_alone_and_in_company(config: VerifierConfig) -> None:
     model, one, two = make_model(config), make_batch(30), make_batch(14, seed=1)
     with torch.no_grad():
@@ -88,6 +91,16 @@ def test_a_window_is_judged_alike_alone_and_in_company(config: VerifierConfig) -
         f.name: torch.cat((getattr(first, f.name), getattr(second, f.name))) for f in dataclasses.fields(VerifierOutput)
     }
     assert_same(both, VerifierOutput(**merged))
+
+
+def test_the_jacobian_block_counts_where_it_is_switched_on() -> None:
+    batch = make_batch(14)
+    bare = dataclasses.replace(batch, jac=batch.jac[:, :0])
+    without, within = make_model(CONFIGS[0]), make_model(CONFIGS[3])
+    with torch.no_grad():
+        assert_same(without(batch), without(bare))
+        louder = dataclasses.replace(batch, jac=2 * batch.jac)
+        assert float((within(louder).node - within(batch).node).abs().max()) > 1e-3
 
 
 def test_a_branch_out_of_service_carries_no_message() -> None:

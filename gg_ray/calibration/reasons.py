@@ -64,7 +64,7 @@ def _occlusion(network: Verifier, case: str, features: Features, row: int) -> tu
             array[k, start : start + step][..., moving] = 0.0
     same = {
         name: np.repeat(getattr(features, name)[row][None], copies, axis=0)
-        for name in ("xhat_BN2", "meas_BN2", "sigma_BN2", "param_BE3")
+        for name in ("xhat_BN2", "meas_BN2", "sigma_BN2", "param_BE3", "jac_BNJ")
     }
     out = network(from_arrays(case_static(case), node_BTNF=nodes, edge_BTEF=edges, **same)).implausible.double().numpy()
     lost = out[0] - out[1:]

@@ -202,7 +202,7 @@ def network_methods(
     networks: Mapping[str, Weights], architecture: VerifierConfig, others: Mapping[str, VerifierConfig]
 ) -> list[Method]:
     """Networks as rows of the tables; they share the features of the windows asked about last."""
-    features, out = LastFeatures(), list[Method]()
+    features, out = LastFeatures(architecture.jacobian), list[Method]()
     for name, weights in networks.items():
         network = new_verifier(others.get(name, architecture), 0)
         load_numpy(network, weights)

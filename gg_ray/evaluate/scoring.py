@@ -65,8 +65,8 @@ class Method(Protocol):
 class LastFeatures:
     """Features of the windows asked about last: networks asked about the same windows in turn share them."""
 
-    def __init__(self) -> None:
-        self._featurizer = Featurizer()
+    def __init__(self, jacobian: bool = False) -> None:
+        self._featurizer = Featurizer(jacobian)
         self._last: tuple[Prepared, Features] | None = None
 
     def of(self, prepared: Prepared) -> Features:
@@ -81,7 +81,7 @@ class NetworkMethod:
 
     def __init__(self, name: str, network: Verifier, features: LastFeatures | None = None) -> None:
         self.name, self.network = name, network.eval()
-        self._features = features or LastFeatures()
+        self._features = features or LastFeatures(network.config.jacobian)
 
     def prepare(self, fit: Sequence[Prepared], rng: np.random.Generator) -> None:
         """Nothing: zero-shot."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from scipy.sparse.linalg import splu
 
 from gg_ray.grid.cases import PQ, PV, SLACK, GridCase
 from gg_ray.grid.meters import MeterPlan, measure
+from gg_ray.grid.selected_inverse import SelectedInverse, symmetric_factor
 from gg_ray.grid.ybus import BranchAdmittance, branch_admittance, ends_matrix
 from gg_ray.records import F64, Bool
 
@@ -136,8 +137,8 @@ class Gain:
             gain[np.diag_indices(2 * n)] += anchor
             self._inverse = sla.inv(gain, overwrite_a=True, check_finite=False)
         else:
-            self._lu = splu((self._h_t @ rows + sp.diags(anchor)).tocsc())
-        self._omega: F64 | None = None
+            self._lu = symmetric_factor((self._h_t @ rows + sp.diags(anchor)).tocsc())
+        self._variances: tuple[F64, F64] | None = None
 
     @property
     def h_m(self) -> sp.csr_matrix:
@@ -159,22 +160,37 @@ class Gain:
         """[X, R] right-hand side Hm' W a + Hu' D^-1 u from [a, u] side by side, K = M + U."""
         return np.asarray(self._h_t @ (au_RK * self.precision).T)
 
+    def response(self, dx_RX: F64) -> F64:
+        """[R, K] changes of meters, then of pseudo-measurements, that a state move causes."""
+        return np.asarray((self._h_t.T @ dx_RX.T).T)
+
+    def information(self, present_RM: Bool) -> F64:
+        """[R, X] diagonal of Hm' W Hm over the readings that are there."""
+        squares = sp.csr_matrix((self._h_t.data**2, self._h_t.indices, self._h_t.indptr), shape=self._h_t.shape)
+        weights = np.zeros((self.precision.size, present_RM.shape[0]))
+        weights[: self.plan.size] = (present_RM * self.precision[: self.plan.size]).T
+        return np.asarray((squares @ weights).T)
+
+    def variances(self) -> tuple[F64, F64]:
+        """Diagonal of G^-1 [X], and h G^-1 h' of every row h, meters and then pseudo-measurements [M + U]."""
+        if self._variances is None:
+            rows = self._h_t.T.tocsr()
+            if self._inverse is not None:
+                spread = rows.multiply(rows @ self._inverse).sum(axis=1).A1
+                self._variances = np.diagonal(self._inverse).copy(), spread
+            else:
+                selected = SelectedInverse(self._lu, rows)
+                self._variances = selected.diagonal, selected.quadratic(rows)
+        return self._variances
+
     @property
     def omega(self) -> F64:
         """[M] variance of each meter's residual: R - Hm G^-1 Hm' (diagonal), floored at 10 % of R.
 
         A critical measurement has no redundancy and residual variance near zero; the floor keeps it from exploding.
         """
-        if self._omega is None:
-            spread = np.empty(self.plan.size)
-            h_m = self.h_m
-            for start in range(0, spread.size, 256):
-                rows = h_m[start : start + 256]
-                solved = rows @ self._inverse if self._inverse is not None else self.solve(rows.T.toarray()).T
-                spread[start : start + 256] = rows.multiply(solved).sum(axis=1).A1
-            r = self.plan.sigma**2
-            self._omega = np.clip(r - spread, 0.1 * r, r)
-        return np.asarray(self._omega)
+        r = self.plan.sigma**2
+        return np.asarray(np.clip(r - self.variances()[1][: self.plan.size], 0.1 * r, r))
 
     def misfit(self, au_RK: F64) -> F64:
         """[R] squared distance of innovations to the plausible set: min_dx |a - Hm dx|_W^2 + |u - Hu dx|_D^2.
@@ -322,10 +338,22 @@ class Estimator:
         """
         rows = z_RM.shape[0]
         scale = self._scale(z_RM)
-        level = np.abs(scale[:, None] - np.array(LEVELS[-len(self.points) :])).argmin(axis=1)
         v = np.empty((rows, self.case.n_bus), dtype=np.complex128)
         r = np.empty_like(z_RM)
         y = branch_admittance(self.case) if y is None else y
+        for members, point, status in self._groups(z_RM, scale, status_RE):
+            steps = self.steps if status is None or point.gain.dense else 2 * self.steps
+            v[members], r[members] = self._iterate(z_RM[members], scale[members], point, status, y, steps)
+        return v, r
+
+    def gains(self, z_RM: F64, status_RE: Bool | None = None) -> Iterator[tuple[list[int], Gain]]:
+        """Rows that share a factor, and the factor that `estimate` uses for them: arguments as there."""
+        return ((rows, point.gain) for rows, point, _ in self._groups(z_RM, self._scale(z_RM), status_RE))
+
+    def _groups(self, z_RM: F64, scale: F64, status_RE: Bool | None) -> Iterator[tuple[list[int], _Point, Bool | None]]:
+        """Rows by demand level and declared outage pattern; status None where nothing is out."""
+        rows = z_RM.shape[0]
+        level = np.abs(scale[:, None] - np.array(LEVELS[-len(self.points) :])).argmin(axis=1)
         groups: dict[tuple[int, bytes], list[int]] = {}
         intact: Bool = np.ones(rows, dtype=bool) if status_RE is None else np.asarray(status_RE.all(axis=1))
         for row in range(rows):
@@ -333,10 +361,7 @@ class Estimator:
             groups.setdefault((int(level[row]), pattern), []).append(row)
         for (index, pattern), members in groups.items():
             status = None if not pattern or status_RE is None else status_RE[members]
-            point = self._lookup(index, pattern, status)
-            steps = self.steps if status is None or point.gain.dense else 2 * self.steps
-            v[members], r[members] = self._iterate(z_RM[members], scale[members], point, status, y, steps)
-        return v, r
+            yield members, self._lookup(index, pattern, status), status
 
     def _lookup(self, index: int, pattern: bytes, status: Bool | None) -> _Point:
         """The operating point of a level, refactorised for an outage pattern on small grids; least used leave first."""

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from gg_ray.records import Event, Experience, Labels, Program
 from gg_ray.replay.sumtree import I64, Where
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise on any change of columns or meaning; other versions are refused, never guessed."""
 _HEADER = struct.Struct("<8s I 4s Q 32s 8x")
 _MAGIC = b"GGSEGMT\n"
-_ARRAYS = ("node_TNF", "edge_TEF", "xhat_N2", "states_SN2", "meas_N2", "sigma_N2", "param_E3")
+_ARRAYS = ("node_TNF", "edge_TEF", "xhat_N2", "states_SN2", "meas_N2", "sigma_N2", "param_E3", "jac_NJ")
 _LABEL_ARRAYS = ("node_N", "edge_E")
 _SCALARS = {
     "case": pa.string(), "plan_id": pa.int64(), "pair": pa.int64(), "source": pa.string(), "d_eff": pa.float64(),

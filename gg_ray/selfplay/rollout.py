@@ -59,7 +59,7 @@ class Rollout:
     ) -> None:
         self.config, self.contexts, self.split = config, contexts, split
         self.all_families = all_families
-        self.featurizer = Featurizer()
+        self.featurizer = Featurizer(config.verifier.jacobian)
         self._executors: dict[str, AnyExecutor] = {}
         self._gates: dict[str, Gates] = {}
 
@@ -181,6 +181,7 @@ def build_experiences(
                 meas_N2=features.meas_BN2[row].copy(),
                 sigma_N2=features.sigma_BN2[row].copy(),
                 param_E3=features.param_BE3[row].copy(),
+                jac_NJ=features.jac_BNJ[row].copy(),
                 labels=side.labels,
                 program=attempt.program,
                 pair=pair_id(attempt.program, k) if attempt.anomalous else -1,

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import Experience
 
 F_NODE = 20
@@ -111,6 +112,8 @@ class GraphBatch:
     """f32 [Et, 6] r, x (declared), b, tap (declared), shift, status (declared); p.u. and rad"""
     node_shunt: Tensor
     """f32 [Nt, 2] gs, bs"""
+    jac: Tensor
+    """f32 [Nt, F_JAC] Jacobian block of the last scan (grid.jacobian.COLUMNS); [Nt, 0] for networks without it"""
     edge_index: Tensor
     """i64 [2, Et]"""
     graph: Tensor
@@ -171,6 +174,7 @@ def collate(
         [item.meas_N2 for item in items],
         [item.sigma_N2 for item in items],
         [item.param_E3 for item in items],
+        [item.jac_NJ for item in items],
     )
     if not labelled:
         return batch
@@ -200,14 +204,17 @@ def from_arrays(
     meas_BN2: ArrayLike,
     sigma_BN2: ArrayLike,
     param_BE3: ArrayLike,
+    jac_BNJ: ArrayLike | None = None,
 ) -> GraphBatch:
     """Unlabelled windows of one grid as a batch: the path of scoring and serving.
 
-    Args:    as the Experience fields of the same names with a leading batch axis; any float type
+    Args:    as the Experience fields of the same names with a leading batch axis; any float type; jac_BNJ None: none
     Raises:  BatchError if an array does not fit the grid.
     """
     node, edge = np.asarray(node_BTNF), np.asarray(edge_BTEF)
-    rest = [list(np.asarray(a)) for a in (xhat_BN2, meas_BN2, sigma_BN2, param_BE3)]
+    if jac_BNJ is None:
+        jac_BNJ = np.zeros((len(node), static.n_buses, 0), np.float32)
+    rest = [list(np.asarray(a)) for a in (xhat_BN2, meas_BN2, sigma_BN2, param_BE3, jac_BNJ)]
     return _assemble([static] * len(node), list(node), list(edge), *rest)
 
 
@@ -229,6 +236,7 @@ def _assemble(
     meas: Sequence[NDArray[Any]],
     sigma: Sequence[NDArray[Any]],
     param: Sequence[NDArray[Any]],
+    jac: Sequence[NDArray[Any]],
 ) -> GraphBatch:
     if not cases:
         raise BatchError("a batch needs at least one window")
@@ -236,6 +244,7 @@ def _assemble(
     if len(lengths) != 1:
         raise BatchError(f"windows of {lengths} scans cannot share a batch; group windows by length first")
     scans = lengths[0]
+    columns = F_JAC if jac[0].shape[-1] else 0
     for i, case in enumerate(cases):
         n, e = case.n_buses, case.n_branches
         for name, array, shape in (
@@ -245,6 +254,7 @@ def _assemble(
             ("meas", meas[i], (n, 2)),
             ("sigma", sigma[i], (n, 2)),
             ("param", param[i], (e, 3)),
+            ("Jacobian block", jac[i], (n, columns)),
         ):
             if array.shape != shape:
                 raise BatchError(f"window {i}: {name} of shape {array.shape}, need {shape} for its grid")
@@ -270,6 +280,7 @@ def _assemble(
         sigma=_f32(np.concatenate(sigma)),
         edge_phys=torch.from_numpy(phys_E6),
         node_shunt=_f32(np.concatenate([c.node_shunt for c in cases])),
+        jac=_f32(np.concatenate(jac)),
         edge_index=torch.from_numpy(edge_index),
         graph=torch.from_numpy(np.repeat(graphs, n_B)),
         edge_graph=torch.from_numpy(np.repeat(graphs, e_B)),

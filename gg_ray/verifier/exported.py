@@ -56,7 +56,7 @@ class _Traced(nn.Module):
         node_proof, edge_proof, edges_S, status_S, edges_R, status_R, regions = inputs[len(BATCH_INPUTS) :]
         unread = named["xhat"]  # readings and shunts serve the losses alone
         batch = GraphBatch(
-            **named, meas=unread, sigma=unread, node_shunt=unread,
+            **named, meas=unread, sigma=unread, node_shunt=unread, jac=unread[:, :0],
             graph=torch.zeros_like(named["substation"]), edge_graph=torch.zeros_like(named["edge_index"][0]),
             region_graph=regions, n_graphs=1,
         )  # fmt: skip
@@ -75,10 +75,13 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
 
     Args:    about  what the manifest says of the model beside format, schema and hash, such as id and calibration
     Returns: the manifest.
-    Raises:  ExportError for an encoder that is not made of patches, and without the packages of the extra `export`.
+    Raises:  ExportError for an encoder that is not made of patches, for the Jacobian block, and without the packages of
+             the extra `export`.
     """
     if not isinstance(network.node_encoder, PatchEncoder):
         raise ExportError(f"encoder {network.config.encoder!r}: only verifier.encoder patch can be exported")
+    if network.config.jacobian:
+        raise ExportError("a network with verifier.jacobian cannot be exported: score it as a registered model")
     try:
         import onnxscript  # noqa: F401 - what torch.onnx.export needs
     except ImportError as error:
@@ -201,7 +204,7 @@ def _example(scans: int) -> GraphBatch:
     return GraphBatch(
         x=torch.zeros(n, scans, F_NODE), e=torch.zeros(e, scans, F_EDGE), node_static=torch.zeros(n, F_NODE_STATIC),
         edge_static=torch.zeros(e, F_EDGE_STATIC), xhat=torch.zeros(n, 2), meas=torch.zeros(n, 2),
-        sigma=torch.zeros(n, 2), edge_phys=ones * torch.tensor([0.01, 0.1, 0.02, 1.0, 0.0, 1.0]),
+        sigma=torch.zeros(n, 2), jac=torch.zeros(n, 0), edge_phys=ones * torch.tensor([0.01, 0.1, 0.02, 1.0, 0.0, 1.0]),
         node_shunt=torch.zeros(n, 2), edge_index=torch.stack((start, (start + 1 + torch.arange(e) // n) % n)),
         graph=torch.zeros(n, dtype=torch.int64), edge_graph=torch.zeros(e, dtype=torch.int64),
         substation=torch.arange(n) // 2, region=torch.arange(n // 2) // 3,

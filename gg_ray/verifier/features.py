@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gg_ray.grid import balance, balance_estimation
 from gg_ray.grid.cases import PV, SLACK, GridCase, load_case
 from gg_ray.grid.estimation import Estimator
+from gg_ray.grid.jacobian import F_JAC, jacobian_features
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.grid.ybus import branch_admittance
 from gg_ray.records import F32, F64, Window
@@ -62,15 +63,17 @@ class Features:
     meas_BN2: F32
     sigma_BN2: F32
     param_BE3: F32
+    jac_BNJ: NDArray[np.float16]
 
 
 class Featurizer:
-    """Estimation and features for any (case, plan); factors are built once and kept.
+    """Estimation and features for any (case, plan), Jacobian block on request; factors are built once and kept.
 
     Invariant: a window's features depend on that window alone, not on the others it is batched with (to 1e-9).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, jacobian: bool = False) -> None:
+        self.jacobian = jacobian
         self._estimators: OrderedDict[tuple[str, bytes], Estimator] = OrderedDict()
 
     def estimator(self, case: GridCase, plan: MeterPlan) -> Estimator:
@@ -147,7 +150,27 @@ class Featurizer:
         param = np.stack(
             [np.stack([w.status_TE[-1], w.last_tap_E, w.x_scale_E], axis=-1) for w in prepared.windows]
         ).astype(np.float32)  # fmt: skip
-        return Features(np.ascontiguousarray(node), edge, xhat, meas, sigma, param)
+        return Features(np.ascontiguousarray(node), edge, xhat, meas, sigma, param, self._jacobian(prepared))
+
+    def _jacobian(self, prepared: Prepared) -> NDArray[np.float16]:
+        """[B, N, F_JAC] the last scan against the estimate of the scan before; [B, N, 0] where it is not asked for.
+
+        Zeros on the balance graph, which has no Jacobian, and for a single scan, which has none before it.
+        """
+        case, windows = prepared.case, prepared.windows
+        count, scans, _ = prepared.z_BTM.shape
+        out = np.zeros((count, case.n_bus, F_JAC if self.jacobian else 0), dtype=np.float16)
+        if not self.jacobian or case.name == balance.NAME or scans < 2:
+            return out
+        estimator = self.estimator(case, prepared.plan)
+        z = np.where(np.stack([w.age_TM[-1] for w in windows]) == 0, prepared.z_BTM[:, -1], np.nan)
+        status = np.stack([w.status_TE[-1] for w in windows]).astype(bool)
+        for tap, x_scale, rows in _declared_models(case, windows):
+            last = rows[rows % scans == scans - 1] // scans
+            if last.size:
+                y = None if tap is None else branch_admittance(case, tap, x_scale)
+                out[last] = jacobian_features(estimator, z[last], prepared.v_BTN[last, -2], status[last], y)
+        return out
 
 
 def check(windows: Sequence[Window], plan: MeterPlan) -> None:
@@ -248,4 +271,5 @@ def batch_of(case: str, features: Features, rows: slice = slice(None)) -> GraphB
         meas_BN2=features.meas_BN2[rows],
         sigma_BN2=features.sigma_BN2[rows],
         param_BE3=features.param_BE3[rows],
+        jac_BNJ=features.jac_BNJ[rows],
     )

@@ -14,6 +14,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from gg_ray.config import VerifierConfig
+from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
@@ -101,7 +102,8 @@ class Verifier(nn.Module):
         self.node_encoder = make_encoder(config.encoder, F_NODE, width, config.patch)
         self.edge_encoder = PatchEncoder(F_EDGE, EDGE_WIDTH, config.patch)
         self.evidence = Evidence()
-        self.node_join = Dense(width + EVIDENCE + F_NODE + F_NODE_STATIC + 1, width)
+        jacobian = F_JAC if config.jacobian else 0
+        self.node_join = Dense(width + EVIDENCE + F_NODE + F_NODE_STATIC + 1 + jacobian, width)
         self.node_norm = nn.LayerNorm(width)
         self.edge_join = Dense(EDGE_WIDTH + EVIDENCE + F_EDGE + F_EDGE_STATIC + _PHYS_FEATURES, EDGE_WIDTH)
         if config.graph == "hybrid":
@@ -188,7 +190,10 @@ class Verifier(nn.Module):
         index = batch.edge_index
         encoded, proof = summary.node, (summary.node_proof, summary.edge_proof)
         voltage = 10 * batch.xhat[:, :1]
-        h = self.node_join(torch.cat((encoded, proof[0], batch.x[:, -1], batch.node_static, voltage), dim=1))
+        parts = [encoded, proof[0], batch.x[:, -1], batch.node_static, voltage]
+        if self.config.jacobian:
+            parts.append(batch.jac)
+        h = self.node_join(torch.cat(parts, dim=1))
         h = self.node_norm(fn.gelu(h))
 
         drop = batch.xhat[index[0]] - batch.xhat[index[1]]

@@ -31,7 +31,7 @@ PIECE = 8_000
 """Buses of its own that a piece has at most; a region that is larger stays whole."""
 HALO = 4
 """Branches that a piece reaches beyond its own buses: two flat layers, the bus layer of the U-Net, and one to spare."""
-_NODE = ("x", "node_static", "xhat", "meas", "sigma", "node_shunt", "graph", "substation")
+_NODE = ("x", "node_static", "xhat", "meas", "sigma", "jac", "node_shunt", "graph", "substation")
 _EDGE = ("e", "edge_static", "edge_phys", "edge_graph")
 
 

@@ -99,13 +99,16 @@ class Stream:
     def __init__(self, network: Verifier, plan: MeterPlan, step_s: float, scans: int = 48) -> None:
         """Args: step_s  seconds between scans;  scans  T of the full window, whole patches, at least SHORTEST.
 
-        Raises: StreamError for gb-balance, another encoder than patch, or scans that are no whole patches.
+        Raises: StreamError for gb-balance, another encoder than patch, the Jacobian block, or scans that are no whole
+                patches.
         """
         if plan.case == balance.NAME:
             raise StreamError(f"{plan.case}: the scales of its laws belong to a window; score windows (gg-ray score)")
         encoders = network.node_encoder, network.edge_encoder
         if not isinstance(encoders[0], PatchEncoder):
             raise StreamError(f"encoder {network.config.encoder!r}: only verifier.encoder patch can be streamed")
+        if network.config.jacobian:
+            raise StreamError("a network with verifier.jacobian cannot be streamed: score windows (gg-ray score)")
         self._encoders = encoders[0], encoders[1]
         patch = encoders[0].patch
         if scans % patch or not SHORTEST <= scans <= MAX_PATCHES * patch:
