@@ -19,6 +19,7 @@ import torch
 
 from gg_ray import provenance
 from gg_ray.alarms import budget_threshold, incidents_of
+from gg_ray.baselines import catalogue
 from gg_ray.baselines.national import national_detectors
 from gg_ray.calibration.heard import Heard
 from gg_ray.config import BALANCE_CASE, REAL_SUITE, ConfigError, RunConfig, VerifierConfig, check_cases, check_suite
@@ -152,10 +153,9 @@ def _control(registry: Registry, version: Version, architecture: VerifierConfig)
 
 def _rivals(registry: Registry, version: Version) -> tuple[dict[str, Weights], dict[str, VerifierConfig]]:
     """Weights and architectures of the supervised baselines that were trained beside a version, by row."""
-    networks = {
-        name: load_network(registry, reference)[0]
-        for name, reference in version.manifest["extra"].get("rivals", {}).items()
-    }
+    known = version.manifest["extra"].get("rivals", {})
+    # a manifest sorts its keys; the rows come in the order of the tables
+    networks = {name: load_network(registry, known[name])[0] for name in catalogue.SUPERVISED if name in known}
     weights: dict[str, Weights] = {name: to_numpy(network.state_dict()) for name, network in networks.items()}
     return weights, {name: network.config for name, network in networks.items()}
 

@@ -227,7 +227,7 @@ def train_control(config: RunConfig, play: Play, rival: Game) -> Game:
     """
     arm = replace(
         config, selfplay=replace(config.selfplay, arm="uniform"), actors=replace(config.actors, solvers=0),
-        evaluate=replace(config.evaluate, every_steps=0),
+        evaluate=replace(config.evaluate, every_steps=0, supervised_baselines=False),
         replay=replace(config.replay, samples_per_insert=equal_price(config, rival)),
     )  # fmt: skip
     game = Game(arm)
