@@ -170,8 +170,8 @@ def test_presets_ask_only_grids_of_their_kind(preset: str) -> None:
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'smal'; did you mean small"):
-        sizes_of("smal")
+    with pytest.raises(ConfigError, match="unknown preset 'ssmall'; did you mean small"):
+        sizes_of("ssmall")
 
 
 def test_the_small_suite_is_the_frozen_one() -> None:

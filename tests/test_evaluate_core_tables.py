@@ -102,11 +102,10 @@ def told(score: list[float], node: list[float] | None = None) -> dict:
 
 
 def test_timeline_figures_by_hand() -> None:
-    """Two days of 90 looks (stride 16): one episode found at its second look, one missed; budgets widen."""
+    """Two days of 90 looks (stride 16): one episode found at its second look, one missed."""
     calm = [0.1] * 90
     first, second = list(calm), list(calm)
     first[41] = 5.0
-    second[62] = 0.15
     days = [day(40, 44), day(60, 64, "A2")]
     found = timeline_figures(
         "m", days, [told(first), told(second)], [told([*calm[:-1], 0.2])], 16, np.array([True, False])
@@ -115,7 +114,7 @@ def test_timeline_figures_by_hand() -> None:
     assert (row.family, count, row.event_recall, row.delay_scans) == (POOLED, 2, 0.5, 2.5)
     assert more["delay_p90"] == 4.0, "a miss costs its full length"
     assert row.false_incidents_per_day == more["realised_over_budget"] == 0.0
-    assert more["event_recall_10"] == 1.0
+    assert more["event_recall_10"] == more["event_recall_100"] == 0.5, "equal scores do not exceed a threshold"
     assert more["stealthy_event_recall"] == 1.0
     assert [(f[0].family, f[0].event_recall) for f in found[1:]] == [("S1", 1.0), ("A2", 0.0)]
     assert more["node_event_recall"] == 0.5

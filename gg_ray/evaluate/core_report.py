@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class CoreFindings:
     machine: Mapping[str, Any]
     frozen: str
     """What the manifest was held against."""
-    notes: Sequence[str] = field(default_factory=tuple)
 
 
 def write_core_report(folder: Path, found: CoreFindings) -> Path:
@@ -81,9 +80,10 @@ def write_core_report(folder: Path, found: CoreFindings) -> Path:
         "contexts": found.origin, "manifest": f"[manifest.json](manifest.json), {found.frozen}",
         "machine": ", ".join(f"{name} {value}" for name, value in found.machine.items()),
         **{f"budget of {run}": ", ".join(f"{k} {v:g}" for k, v in own.items()) for run, own in found.budgets.items()},
+        "budget of an attack": f"{found.sizes.attacks} calls of 32 programs and as many policy updates",
         "all rows": "[results.json](results.json)",
     }  # fmt: skip
-    parts += [*(f"- {name}: {value}" for name, value in facts.items()), *(f"- {note}" for note in found.notes), ""]
+    parts += [*(f"- {name}: {value}" for name, value in facts.items()), ""]
     return write_atomic(folder / "report.md", "\n".join(parts))
 
 
