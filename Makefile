@@ -87,5 +87,5 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)
-	$(PIP_INSTALL) -e ".[dev,bench,grids]"
+	$(PIP_INSTALL) -e ".[dev,bench,grids,judge]"
 	touch $@

@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from gg_ray.config import ConfigError, RunConfig, did_you_mean
+from gg_ray.config import OUTSIDE_SUITE, ConfigError, RunConfig, did_you_mean
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.files import REFUSALS, refusal
@@ -128,7 +128,8 @@ class EvaluateOptions:
     model: str = "champion"
     """champion, challenger, latest or a version such as v3."""
     suite: str = "quick"
-    """quick (windows and timelines), windows or timelines; real-gb for a model of the national balance graph."""
+    """quick (windows and timelines), windows or timelines; real-gb for a model of the national balance graph;
+    fdia-graph, the outside judge (docs/fdia-graph.md)."""
     run: str | None = None
     """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given."""
     out: Path | None = None
@@ -141,15 +142,28 @@ class EvaluateOptions:
     """Test days per grid."""
     parallel: bool = True
     """One process per grid, through Ray; --no-parallel scores them one after the other in this one."""
+    grid: int | None = None
+    """Suite fdia-graph: its IEEE grid, 14, 57, 118 or 300."""
+    profile: Path | None = None
+    """Suite fdia-graph: CSV file with a column load_mw, one row per one-minute scan; GB demand when not given."""
 
 
 def evaluate(args: Sequence[str]) -> int:
     """`gg-ray evaluate`: the frozen suites on a registered model."""
     options = parse(EvaluateOptions, args, prog="gg-ray evaluate")
-    from gg_ray.commands import evaluate_model
+    from gg_ray.commands import evaluate_model, evaluate_outside
 
     def with_data(config: RunConfig) -> RunConfig:
         return with_data_dir(config, os.environ, DATA_DIR)
+
+    if options.suite == OUTSIDE_SUITE:
+        if options.cases or options.windows is not None:
+            raise ConfigError(f"suite {OUTSIDE_SUITE} takes its grid from --grid: leave --cases and --windows out")
+        return evaluate_outside(
+            options.model, options.grid, options.profile, options.run, options.out, options.days, with_data
+        )  # fmt: skip
+    if options.grid is not None or options.profile is not None:
+        raise ConfigError(f"--grid and --profile belong to suite {OUTSIDE_SUITE}; other suites take --cases")
 
     spread: Any = None
     if options.parallel and (os.cpu_count() or 1) > 1:

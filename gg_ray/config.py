@@ -22,6 +22,8 @@ KNOWN_CASES = (*TRAINABLE_CASES, *HELD_OUT_CASES, *SCALE_CASES)
 SUITES = ("quick", "windows", "timelines")
 REAL_SUITE = "real-gb"
 """Suite of `gg-ray evaluate` on the real GB record; only a model of the balance graph has it."""
+OUTSIDE_SUITE = "fdia-graph"
+"""Suite of `gg-ray evaluate` whose attacks and rival arms are those of the package fdia-graph (extra `judge`)."""
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
@@ -63,7 +65,7 @@ def _leaf(name: str) -> str:
 def check_suite(name: str) -> None:
     """Raises: ConfigError for an unknown suite, with the nearest and the known ones."""
     if name not in SUITES:
-        known = (*SUITES, REAL_SUITE)
+        known = (*SUITES, REAL_SUITE, OUTSIDE_SUITE)
         raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, known) or ';'} choose from {', '.join(known)}")
 
 
