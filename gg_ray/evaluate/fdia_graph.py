@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gg_ray.evaluate.fdia_arms import EPOCHS, TRAIN, Scans, network_scores, physics_scores, read_scans, trained
-from gg_ray.evaluate.fdia_mapping import judge
+from gg_ray.evaluate.fdia_mapping import JudgeError, judge
 from gg_ray.evaluate.fdia_timeline import Timeline
 from gg_ray.evaluate.metrics import Estimate
 from gg_ray.learner import to_numpy
@@ -210,7 +210,12 @@ def _localizer(score_TN: F64) -> Any:
 
 
 def _tuned(score_KN: F64, truth_KN: Bool) -> float:
-    """Its rule: the threshold with the largest mean F1 per bus over the buses attacked in validation."""
+    """Its rule: the threshold with the largest mean F1 per bus over the buses attacked in validation.
+
+    Raises: JudgeError where validation holds no attack.
+    """
+    if not truth_KN.any():
+        raise JudgeError("no attacked validation frame to set a threshold on: the timeline is too short, raise --days")
     levels = 1.0 - np.geomspace(0.5, 1e-4, CANDIDATES)
     candidates = np.unique(np.quantile(score_KN, levels))
     formulas = judge("formulas.metrics")
@@ -256,16 +261,17 @@ def units_of(episode_K: I64, frame_K: I64) -> I64:
 
 
 def _drawn(flag_KN: Bool, truth_KN: Bool, unit_K: I64, draws_RU: I64) -> tuple[F64, F64]:
-    """[R] macro F1 over the buses attacked in the test frames, and micro F1, of every draw of units."""
+    """[R] macro F1 over the buses attacked in a draw, and micro F1, of every draw of units."""
     starts = np.flatnonzero(np.diff(unit_K, prepend=-1))
     tp, fp, fn = (
         draws_RU @ np.add.reduceat(part.astype(np.float64), starts, axis=0)
         for part in (flag_KN & truth_KN, flag_KN & ~truth_KN, ~flag_KN & truth_KN)
     )
-    active = truth_KN.any(axis=0)
-    per_bus = judge("formulas.metrics").perbus_f1_from_counts(tp, fp, fn)[:, active]
+    per_bus = judge("formulas.metrics").perbus_f1_from_counts(tp, fp, fn)
+    active = tp + fn > 0  # a bus that no drawn episode attacks has no F1, as it has none in its metric
+    macro = (per_bus * active).sum(axis=1) / np.maximum(active.sum(axis=1), 1)
     micro = 2 * tp.sum(axis=1) / np.maximum(2 * tp.sum(axis=1) + fp.sum(axis=1) + fn.sum(axis=1), 1e-9)
-    return per_bus.mean(axis=1), micro
+    return macro, micro
 
 
 def _estimate(value: float, draws_R: F64) -> Estimate:
@@ -276,9 +282,9 @@ def _estimate(value: float, draws_R: F64) -> Estimate:
 def _kept(path: Path, make: Callable[[], F64]) -> F64:
     """What was computed before, or make it now: a stopped run goes on with the next arm."""
     if not path.is_file():
-        part = path.with_suffix(".part")
+        value, part = make(), path.with_suffix(".part")
         with part.open("wb") as file:
-            np.save(file, make())
+            np.save(file, value)
         part.replace(path)
     return np.asarray(np.load(path, allow_pickle=False))
 

@@ -26,10 +26,10 @@ from gg_ray.scenario.context import ContextError, ContextSource
 
 FRAMES_PER_DAY = 1_440
 DAYS = 5
-"""Days of a timeline: on 14 buses a minute of CPU for its attacks and a quarter of an hour for all arms."""
+"""Days of a timeline: on 14 buses about half an hour of CPU, most of it its learned arms."""
 COLUMN = "load_mw"
 """Column of a profile file, as the package's own `fetch_profile(out=...)` writes it."""
-_FRAME_MS = {14: 20, 57: 40, 118: 40, 300: 90}
+_FRAME_MS = {14: 4, 57: 8, 118: 10, 300: 60}
 """CPU time of the engine per frame, attacks included."""
 
 
