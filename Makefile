@@ -90,5 +90,5 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)
-	$(PIP_INSTALL) -e ".[dev,bench,grids,baselines,export]"
+	$(PIP_INSTALL) -e ".[dev,bench,grids,baselines,export,judge]"
 	touch $@

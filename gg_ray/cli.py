@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from gg_ray.config import CORE_SUITE, ConfigError, RunConfig, did_you_mean
+from gg_ray.config import CORE_SUITE, OUTSIDE_SUITE, ConfigError, RunConfig, did_you_mean
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.files import REFUSALS, refusal
@@ -129,7 +129,7 @@ class EvaluateOptions:
     """champion, challenger, latest or a version such as v3."""
     suite: str = "quick"
     """quick (windows and timelines), windows or timelines; core: the whole benchmark, resumable (docs/benchmark.md);
-    real-gb for a model of the national balance graph."""
+    real-gb for a model of the national balance graph; fdia-graph, the outside judge (docs/fdia-graph.md)."""
     run: str | None = None
     """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given. Suite core
     takes one run per fold: names separated by commas, or a pattern such as 'bench-*'."""
@@ -145,6 +145,10 @@ class EvaluateOptions:
     """Test days per grid."""
     parallel: bool = True
     """One process per grid, through Ray; --no-parallel scores them one after the other in this one."""
+    grid: int | None = None
+    """Suite fdia-graph: its IEEE grid, 14, 57, 118 or 300."""
+    profile: Path | None = None
+    """Suite fdia-graph: CSV file with a column load_mw, one row per one-minute scan; GB demand when not given."""
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -160,7 +164,16 @@ def evaluate(args: Sequence[str]) -> int:
         if options.cases or options.windows is not None or options.days is not None:
             raise ConfigError(f"suite {CORE_SUITE} is frozen: leave --cases, --windows and --days out, use --preset")
         return evaluate_core(options.model, options.run, options.preset, options.out, with_data)
-    from gg_ray.commands import evaluate_model
+    from gg_ray.commands import evaluate_model, evaluate_outside
+
+    if options.suite == OUTSIDE_SUITE:
+        if options.cases or options.windows is not None:
+            raise ConfigError(f"suite {OUTSIDE_SUITE} takes its grid from --grid: leave --cases and --windows out")
+        return evaluate_outside(
+            options.model, options.grid, options.profile, options.run, options.out, options.days, with_data
+        )  # fmt: skip
+    if options.grid is not None or options.profile is not None:
+        raise ConfigError(f"--grid and --profile belong to suite {OUTSIDE_SUITE}; other suites take --cases")
 
     spread: Any = None
     if options.parallel and (os.cpu_count() or 1) > 1:

@@ -26,6 +26,8 @@ BASELINE_GROUPS = ("quick", "classical", "statistical", "deep")
 """Groups of rivals (baselines.catalogue); quick is the part of the first two that costs a training run no time."""
 CORE_SUITE = "core"
 """The whole benchmark of `gg-ray evaluate`: every suite, fold and grid (docs/benchmark.md)."""
+OUTSIDE_SUITE = "fdia-graph"
+"""Suite of `gg-ray evaluate` whose attacks and rival arms are those of the package fdia-graph (extra `judge`)."""
 WINDOW_SCANS = (16, 24, 48)
 """Window lengths that the patch encoder (patches of 8, pooled) serves with one set of weights."""
 
@@ -67,7 +69,7 @@ def _leaf(name: str) -> str:
 def check_suite(name: str) -> None:
     """Raises: ConfigError for an unknown suite, with the nearest and the known ones."""
     if name not in SUITES:
-        known = (*SUITES, CORE_SUITE, REAL_SUITE)
+        known = (*SUITES, CORE_SUITE, REAL_SUITE, OUTSIDE_SUITE)
         raise ConfigError(f"unknown suite {name!r}{did_you_mean(name, known) or ';'} choose from {', '.join(known)}")
 
 

@@ -37,6 +37,14 @@ def prepare(case: GridCase) -> GridCase:
         case = merge_low_impedance(case, MERGE_Z_PU)
     if case.name in _GB:
         case = reset_voltages(case)
+    return annotate(case)
+
+
+def annotate(case: GridCase) -> GridCase:
+    """Solve a case as it stands, and derive what its source does not say: bands, ratings, units, hierarchy, layout.
+
+    Raises: CaseError if the base state does not converge, naming the case.
+    """
     case = _solve(case)
     case = replace(case, v_min=_bands(case)[0], v_max=_bands(case)[1])
     case = _ratings(case)
