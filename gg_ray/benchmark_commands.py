@@ -124,14 +124,14 @@ def run_names(runs: str | None, folder: Path) -> list[str]:
             "suite core: name the runs, one per fold: --run bench-f0,bench-f1,bench-f2,bench-f3, or --run 'bench-*'"
         )
     names: list[str] = []
-    for part in runs.split(","):
+    for part in (word.strip() for word in runs.split(",")):
         if any(mark in part for mark in "*?["):
             fitting = sorted(path.parent.name for path in folder.glob(f"{part}/registry"))
             if not fitting:
                 raise ConfigError(f"--run {part!r}: no run of such a name under {folder}/ has a registry")
             names += fitting
         else:
-            names.append(part.strip())
+            names.append(part)
     return list(dict.fromkeys(names))
 
 

@@ -151,13 +151,13 @@ def test_a_look_sees_its_own_past_only(timelines: TimelineSuite) -> None:
     """Readings after some scan are replaced by nonsense: windows that ended before it do not change."""
     suite = maker(days=1)
     cuts: list[tuple[object, object]] = []
-    original = suite._cut
+    original = suite.cut
 
     def keep(whole, truth, family, plan_id):  # type: ignore[no-untyped-def]
         cuts.append((whole, truth))
         return original(whole, truth, family, plan_id)
 
-    suite._cut = keep  # type: ignore[method-assign]
+    suite.cut = keep  # type: ignore[method-assign]
     day = next(iter(suite.timelines().test))
     whole, truth = cuts[-1]
     cut = 700

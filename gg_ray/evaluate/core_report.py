@@ -173,11 +173,16 @@ def _table(rows: Sequence[CoreRow], columns: Sequence[str], title: str) -> list[
     if not shown:
         return [f"**{title}**: no row."]
     ordered = order_of(list(by_method), {m: value[m][shown[0]] for m in value}, shown[0] in _LESS)
-    best = {c: _best([value[m][c] for m in ordered if m not in REFERENCES], c) for c in shown}
+    best = {c: _best([value[m][c] for m in ordered if _contends(m)], c) for c in shown}
     body = [
-        [m, *(_cell(value[m][c], m not in REFERENCES and value[m][c] == best[c]) for c in shown)] for m in ordered
+        [m, *(_cell(value[m][c], _contends(m) and value[m][c] == best[c]) for c in shown)] for m in ordered
     ]  # fmt: skip
     return [f"**{title[0].upper()}{title[1:]}**", "", *markdown(["method", *shown], body)]
+
+
+def _contends(method: str) -> bool:
+    """Whether a row may be the best: chance, the untrained network and the ceiling may not, under attack either."""
+    return method.partition(" (")[0] not in REFERENCES
 
 
 def _by(rows: Sequence[CoreRow], what: str, columns: Sequence[str]) -> list[str]:
