@@ -164,9 +164,9 @@ def evaluate(args: Sequence[str]) -> int:
         if options.cases or options.windows is not None or options.days is not None:
             raise ConfigError(f"suite {CORE_SUITE} is frozen: leave --cases, --windows and --days out, use --preset")
         return evaluate_core(options.model, options.run, options.preset, options.out, with_data)
-    from gg_ray.commands import evaluate_model, evaluate_outside
-
     if options.suite == OUTSIDE_SUITE:
+        from gg_ray.benchmark_commands import evaluate_outside
+
         if options.cases or options.windows is not None:
             raise ConfigError(f"suite {OUTSIDE_SUITE} takes its grid from --grid: leave --cases and --windows out")
         return evaluate_outside(
@@ -174,6 +174,7 @@ def evaluate(args: Sequence[str]) -> int:
         )  # fmt: skip
     if options.grid is not None or options.profile is not None:
         raise ConfigError(f"--grid and --profile belong to suite {OUTSIDE_SUITE}; other suites take --cases")
+    from gg_ray.commands import evaluate_model
 
     spread: Any = None
     if options.parallel and (os.cpu_count() or 1) > 1:

@@ -24,7 +24,6 @@ from gg_ray.baselines.national import national_detectors
 from gg_ray.calibration.heard import Heard
 from gg_ray.config import (
     BALANCE_CASE,
-    OUTSIDE_SUITE,
     REAL_SUITE,
     ConfigError,
     RunConfig,
@@ -34,10 +33,6 @@ from gg_ray.config import (
 )
 from gg_ray.config_io import load
 from gg_ray.evaluate import results
-from gg_ray.evaluate.fdia_graph import evaluate_judge
-from gg_ray.evaluate.fdia_mapping import check_system, judge
-from gg_ray.evaluate.fdia_report import write_judge_report
-from gg_ray.evaluate.fdia_timeline import DAYS, FRAMES_PER_DAY, demand_shape, make_timeline, profile_file
 from gg_ray.evaluate.job import Spread, Weights, evaluate, network_methods
 from gg_ray.evaluate.real_gb import evaluate_real
 from gg_ray.evaluate.real_report import write_real_report
@@ -124,43 +119,6 @@ def evaluate_model(
         _say(f"\n{block.suite} on {block.case}\n{text_table(block.rows)}")
     write_report(folder, found.results, None, evaluation_figures(folder, found), meta, found.comparisons)
     _say(f"\nwrote {folder}/results.json, report.md and its figures")
-    return 0
-
-
-def evaluate_outside(
-    model: str, grid: int | None, profile: Path | None, run: str | None, out: Path | None, days: int | None,
-    with_data: Callable[[RunConfig], RunConfig],
-) -> int:  # fmt: skip
-    """The outside judge on a registered model: fdia-graph's attacks and arms; prints and writes both tables.
-
-    Raises: JudgeError for an unknown grid, a missing package or a profile that cannot be read; ConfigError for days
-            below 1; RegistryError for an unknown model or run.
-    """
-    torch.set_num_threads(1)
-    judge()
-    system, days = check_system(grid), DAYS if days is None else days
-    if days < 1:
-        raise ConfigError(f"--days {days}: at least 1")
-    registry = find_registry(RUNS, run)
-    network, version = load_network(registry, model)
-    config = with_data(load(str(registry.root.parent / "config.yaml")))
-    frames = days * FRAMES_PER_DAY
-    if profile is None:
-        source = context_source(config.scenario.data_dir or None)
-        load_T, shape = demand_shape(source, frames, config.seed), f"GB demand, {source.origin}"
-    else:
-        load_T, shape = profile_file(profile, frames), str(profile)
-    folder = out or registry.root.parent / OUTSIDE_SUITE / f"ieee{system}"
-    timeline = make_timeline(system, load_T, shape, config.seed, folder / "cache", _say)
-    tables, scans = evaluate_judge(timeline, network, config.scenario.scans, config.seed, _say)
-    info = BlockInfo(
-        fold=config.scenario.fold, model=version.id, seed=config.seed, commit=provenance.git_commit(),
-        learner_steps=int(version.metrics.get("learner_steps") or 0),
-        executor_calls=int(version.metrics.get("power_flow_solves") or 0),
-    )  # fmt: skip
-    for line in write_judge_report(folder, tables, timeline, scans.off, info, f"{config.name}, {version.id}"):
-        _say(line)
-    _say(f"\nwrote {folder}/results.json and report.md")
     return 0
 
 

@@ -50,14 +50,14 @@ def network():
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fdia_graph", None)
     with pytest.raises(JudgeError, match=r"extra `judge`.*\.\[judge\]"):
-        fdia_mapping.judge()
+        fdia_mapping.package()
 
 
 def test_another_release_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "fdia_graph", type(sys)("fdia_graph"))
     monkeypatch.setattr(sys.modules["fdia_graph"], "__version__", "0.21.0", raising=False)
     with pytest.raises(JudgeError, match=r"pinned to fdia-graph 0\.20\.0, installed is 0\.21\.0"):
-        fdia_mapping.judge()
+        fdia_mapping.package()
 
 
 @pytest.mark.parametrize("system", [None, 0, 39])
@@ -125,7 +125,7 @@ def test_units_keep_episodes_whole_and_part_benign_runs(runs):
 @pytest.mark.parametrize("system", [14, 300])
 def test_operating_points_are_those_of_its_own_solver(system):
     """Oracle: pandapower, called by the package itself; 300 has low impedances, phase shifts and static machines."""
-    profiles = fdia_mapping.judge("profiles")
+    profiles = fdia_mapping.package("profiles")
     theirs = profiles.generate_states(system, profiles.load_profile(LOAD[:2]), seed=SEED)
     ours = fdia_timeline.operating_points(system, LOAD[:2], SEED)
     np.testing.assert_allclose(ours[..., [0, 3]], theirs[..., [0, 3]], atol=2e-4)
@@ -207,7 +207,7 @@ def test_thresholds_never_see_test_labels(timeline, scans, tmp_path):
 @needs_judge
 def test_a_timeline_without_attacked_validation_frames_is_refused(timeline):
     views = fdia_graph.views_of(timeline.path, fdia_graph.PROTOCOLS[0])
-    views.val = fdia_mapping.judge().FdiaGraph(str(timeline.path), split="val", families=[0])
+    views.val = fdia_mapping.package().FdiaGraph(str(timeline.path), split="val", families=[0])
     with pytest.raises(JudgeError, match="no attacked validation frame"):
         fdia_graph.our_arm(fdia_graph.PLAIN, np.zeros((FRAMES, 14)), fdia_graph.PROTOCOLS[0], views)
 
@@ -249,7 +249,7 @@ def test_whole_suite_small(timeline, network, tmp_path, monkeypatch):
             assert micro[0] == pytest.approx(arm.told["all"].node_f1, abs=1e-6)
             assert arm.macro.low <= arm.macro.high
     # the plain threshold arm is what the package itself makes of it
-    theirs = fdia_mapping.judge("localization").SwingThreshold(fa_target=0.01)
+    theirs = fdia_mapping.package("localization").SwingThreshold(fa_target=0.01)
     common = fdia_graph.views_of(timeline.path, fdia_graph.PROTOCOLS[1])
     assert theirs.fit(common.train).score(common.test)["all"].macro_f1 == tables[1].arms[0].told["all"].macro_f1
     info = BlockInfo(fold=0, model="v1", seed=0, commit="none", learner_steps=0, executor_calls=0)

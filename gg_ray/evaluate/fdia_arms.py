@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gg_ray.config import LearnerConfig, LossConfig
-from gg_ray.evaluate.fdia_mapping import PLAN_ID, check_mapping, judge, judge_case, meter_plan, readings
+from gg_ray.evaluate.fdia_mapping import PLAN_ID, check_mapping, judge_case, meter_plan, package, readings
 from gg_ray.evaluate.fdia_timeline import Timeline
 from gg_ray.grid.cases import GridCase
 from gg_ray.grid.meters import MeterPlan
@@ -62,7 +62,7 @@ class Scans:
 
 def read_scans(timeline: Timeline) -> Scans:
     """Map, check and estimate a timeline.  Raises: JudgeError where the mapping does not hold."""
-    data = judge().FdiaGraph(str(timeline.path))
+    data = package().FdiaGraph(str(timeline.path))
     case = judge_case(timeline.system)
     off = check_mapping(case, data, timeline.states_TN4)
     plan = meter_plan(case, data)

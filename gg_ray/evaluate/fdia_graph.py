@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gg_ray.evaluate.fdia_arms import EPOCHS, TRAIN, Scans, network_scores, physics_scores, read_scans, trained
-from gg_ray.evaluate.fdia_mapping import JudgeError, judge
+from gg_ray.evaluate.fdia_mapping import JudgeError, package
 from gg_ray.evaluate.fdia_timeline import Timeline
 from gg_ray.evaluate.metrics import Estimate
 from gg_ray.learner import to_numpy
@@ -159,7 +159,7 @@ def _table(protocol: Protocol, own: _Setting, plain_TN: F64) -> Table:
 
 def views_of(path: Path, protocol: Protocol) -> Views:
     """Its chronological splits, restricted to the families of a protocol."""
-    load = judge().FdiaGraph
+    load = package().FdiaGraph
     train, val = (load(str(path), split=split, families=protocol.train) for split in ("train", "val"))
     return Views(train, val, load(str(path), split="test", families=protocol.test))
 
@@ -169,7 +169,7 @@ def _peer(name: str, make: Callable[[Any], Any], protocol: Protocol, views: View
     slug = "".join(c if c.isalnum() else "-" for c in name)
 
     def fit() -> F64:
-        arm = make(judge("localization"))
+        arm = make(package("localization"))
         if protocol.tuned and hasattr(arm, "tune_threshold"):
             arm.fit(views.train, val=views.val)
         else:
@@ -197,7 +197,7 @@ def our_arm(name: str, score_TN: F64, protocol: Protocol, views: Views) -> Arm:
 
 def _localizer(score_TN: F64) -> Any:
     """Scores made elsewhere behind the door of its localizers, so that its thresholds and metrics apply unchanged."""
-    base: Any = judge("localization").LocalizerBase
+    base: Any = package("localization").LocalizerBase
 
     class FrameScores(base):  # type: ignore[misc]
         def _fields(self) -> list[str]:
@@ -218,7 +218,7 @@ def _tuned(score_KN: F64, truth_KN: Bool) -> float:
         raise JudgeError("no attacked validation frame to set a threshold on: the timeline is too short, raise --days")
     levels = 1.0 - np.geomspace(0.5, 1e-4, CANDIDATES)
     candidates = np.unique(np.quantile(score_KN, levels))
-    formulas = judge("formulas.metrics")
+    formulas = package("formulas.metrics")
     counts = [formulas.perbus_counts(score_KN > level, truth_KN) for level in candidates]
     tp, fp, fn = (np.stack(part) for part in zip(*counts, strict=True))
     return float(formulas.tau_from_counts(tp, fp, fn, truth_KN.any(axis=0), candidates))
@@ -267,7 +267,7 @@ def _drawn(flag_KN: Bool, truth_KN: Bool, unit_K: I64, draws_RU: I64) -> tuple[F
         draws_RU @ np.add.reduceat(part.astype(np.float64), starts, axis=0)
         for part in (flag_KN & truth_KN, flag_KN & ~truth_KN, ~flag_KN & truth_KN)
     )
-    per_bus = judge("formulas.metrics").perbus_f1_from_counts(tp, fp, fn)
+    per_bus = package("formulas.metrics").perbus_f1_from_counts(tp, fp, fn)
     active = tp + fn > 0  # a bus that no drawn episode attacks has no F1, as it has none in its metric
     macro = (per_bus * active).sum(axis=1) / np.maximum(active.sum(axis=1), 1)
     micro = 2 * tp.sum(axis=1) / np.maximum(2 * tp.sum(axis=1) + fp.sum(axis=1) + fn.sum(axis=1), 1e-9)

@@ -45,7 +45,7 @@ class JudgeError(ValueError):
     """The outside judge cannot be run as asked; the message names what is missing or wrong and the way out."""
 
 
-def judge(module: str = "") -> Any:
+def package(module: str = "") -> Any:
     """The package, or one of its modules.
 
     Raises: JudgeError where it is missing or of another release.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gg_ray.evaluate.fdia_mapping import RELEASE, JudgeError, judge, judge_case, reference_angle
+from gg_ray.evaluate.fdia_mapping import RELEASE, JudgeError, judge_case, package, reference_angle
 from gg_ray.grid.cases import GridCase, pandapower_net
 from gg_ray.grid.powerflow import PowerFlow
 from gg_ray.grid.ybus import branch_admittance, branch_flows, injections
@@ -98,7 +98,7 @@ def make_timeline(
     note(f"ieee{system}: the engine walks {len(states)} frames, about {_FRAME_MS[system] * len(states) / 6e4:.0f} min")
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        judge("timeline").generate_timeline(system, states=states, seed=seed, out=str(part))
+        package("timeline").generate_timeline(system, states=states, seed=seed, out=str(part))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def operating_points(system: int, load_T: F64, seed: int) -> F64:
     The same factors per bus and scan, drawn by its own code; its solver takes 60 to 100 ms a scan, ours well below one
     (tested equal). Raises: JudgeError for a scan that does not converge.
     """
-    profiles = judge("profiles")
+    profiles = package("profiles")
     net, case = pandapower_net(f"case{system}"), judge_case(system)
     factor_TL = profiles._ar1_scale(
         profiles.load_profile(load_T), len(profiles._case_buses(system)), profiles.K_DEFAULT, profiles.SIGMA_DEFAULT,
