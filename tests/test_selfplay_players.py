@@ -18,7 +18,7 @@ from gg_ray.scenario.gates import GateCounters
 from gg_ray.scenario.grammar import Stratum
 from gg_ray.selfplay.blocks import Block, draw_block, draw_size, hide, meter_ends
 from gg_ray.selfplay.game import Game
-from gg_ray.selfplay.players import ProposerPlayer, Question, SolverPlayer, new_proposer, new_solver
+from gg_ray.selfplay.players import ProposerPlayer, Question, SolverPlayer, as_held, new_proposer, new_solver
 
 SPAN = 4
 
@@ -132,6 +132,14 @@ def test_hiding_makes_readings_old_not_fresh(solver: SolverPlayer, attempts: lis
     assert (short.age_TM[:, hidden] == 255).all()
 
 
+def test_a_held_reading_keeps_the_shift_of_the_scan_it_came_from() -> None:
+    shift = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 5.0], [2.0, 6.0], [3.0, 7.0]])
+    age = np.array([[0, 0], [0, 255], [0, 1], [1, 0], [2, 1]], dtype=np.uint8)
+    expected = [[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1.0, 6.0], [1.0, 6.0]]
+    np.testing.assert_array_equal(as_held(shift, age), expected)
+    np.testing.assert_array_equal(as_held(shift, np.zeros_like(age)), shift)
+
+
 @pytest.mark.parametrize(("error", "label"), [(0.0, 0), (1.9, 0), (60.0, 1), (4.5, None)])
 def test_completions_are_labelled_by_their_error(
     error: float, label: int | None, solver: SolverPlayer, attempts: list[Attempt]
@@ -140,13 +148,11 @@ def test_completions_are_labelled_by_their_error(
     attempt = attempts[0]
     assert attempt.main is not None
     window, block = block_of(solver, attempt)
-    truth = attempt.main.mean_TM[-SPAN:, block.meters]
     errors = np.zeros((SPAN, block.meters.size))
     errors[:, 1] = error
-    guess = truth + errors * attempt.plan.sigma[block.meters]
     gates = solver.rollout.gates("case14")
     gates.counters = GateCounters()
-    made = solver._splice(attempt, attempt.main, window, block, guess, truth, errors)
+    made = solver._splice(attempt, attempt.main, window, block, errors * attempt.plan.sigma[block.meters])
     assert (gates.counters.completions, gates.counters.completions_passed) == (1, label is not None)
     if label is None:
         assert made is None

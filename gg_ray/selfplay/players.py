@@ -22,7 +22,7 @@ from gg_ray.grid.cases import load_case
 from gg_ray.grid.estimation import Innovation
 from gg_ray.grid.meters import measure
 from gg_ray.learner import load_numpy, new_verifier
-from gg_ray.records import Event, Experience, Labels, Program, Window
+from gg_ray.records import U8, Event, Experience, Labels, Program, Window
 from gg_ray.scenario.attempt import Attempt, Side
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.gates import G5_PLAUSIBLE, GateCounters
@@ -286,29 +286,33 @@ class SolverPlayer:
             error = (guess - truth) / plan.sigma[block.meters]
             right += int(correct(error.ravel()))
             if k == 0:
-                spliced = self._splice(attempt, side, window, block, guess, truth, error)
+                spliced = self._splice(attempt, side, window, block, guess - truth)
                 dropped += spliced is None
                 made += [] if spliced is None else [spliced]
         return _Completion(made, [Lesson(experience=lesson, hidden_N=flags)], right / states.shape[0], dropped)
 
     def _splice(
-        self, attempt: Attempt, side: Side, window: Window, block: Block, guess: NDArray[np.float64],
-        truth: NDArray[np.float64], error: NDArray[np.float64],
-    ) -> Experience | None:  # fmt: skip
-        """The completion put back with the window's own noise; labelled by gate G5, None if it lies in the margin."""
+        self, attempt: Attempt, side: Side, window: Window, block: Block, wrong: NDArray[np.float64]
+    ) -> Experience | None:
+        """The completion put back with the window's own noise; labelled by gate G5, None if it lies in the margin.
+
+        Args: wrong  completion minus truth, [span, meters of the block]
+        """
         executor = self.rollout.executor(attempt.program.case)
         gates = self.rollout.gates(attempt.program.case)
-        scans, span, meters = window.z_TM.shape[0], block.span, block.meters
+        scans, meters = window.z_TM.shape[0], block.meters
         shift = np.zeros((scans, meters.size))
-        shift[-span:] = guess - truth
+        shift[-block.span :] = wrong
+        shift = as_held(shift, window.age_TM[:, meters])
         innovation = Innovation(meters, shift, np.zeros(0, dtype=np.int64), np.zeros((scans, 0)))
         d_eff = float(np.sqrt(executor.detectability(attempt.plan).squared([innovation], scans)[0]))
         scale = materiality_scale(attempt.program.case)[attempt.plan.channels[meters]]
+        error = shift[-block.span :] / attempt.plan.sigma[meters]
         label = gates.completion(error, d_eff, float((np.abs(shift).max(axis=0) / scale).max()))
         if label is None:
             return None
         spliced = replace(window, z_TM=window.z_TM.copy())
-        spliced.z_TM[-span:, meters] += guess - truth
+        spliced.z_TM[:, meters] += shift
         experience = self._experience(attempt, side, spliced)
         experience.source, experience.d_eff, experience.pair = "solver", d_eff, -1
         experience.labels = self._labels(attempt, side, block, error, bool(label), scans)
@@ -331,6 +335,15 @@ class SolverPlayer:
         featurizer = self.rollout.featurizer
         features = featurizer.features(featurizer.prepare([window], attempt.plan))
         return build_experiences([(0, 0, side)], [attempt], features, 0)[0]
+
+
+def as_held(shift_TM: NDArray[np.float64], age_TM: U8) -> NDArray[np.float64]:
+    """[T, M] a shift of true values as telemetry shows it: a held reading keeps what it was shifted by when it came.
+
+    Otherwise the end of a repeat would tell a completed window from a measured one.
+    """
+    came = np.arange(shift_TM.shape[0])[:, None] - age_TM.astype(np.int64)
+    return np.where(came >= 0, np.take_along_axis(shift_TM, np.maximum(came, 0), axis=0), 0.0)
 
 
 @dataclass(slots=True)
