@@ -37,7 +37,7 @@ from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import Program
 from gg_ray.registry import RegistryError
 from gg_ray.scenario.context import ContextSource, context_source
-from gg_ray.score import find_registry, load_network
+from gg_ray.score import find_registry, load_network, outputs_of
 from gg_ray.selfplay.exploiter import exploit
 from gg_ray.verifier.model import Verifier
 
@@ -118,7 +118,7 @@ def evaluate_outside(
         load_T, shape = demand_shape(source, frames, config.seed), f"GB demand, {source.origin}"
     else:
         load_T, shape = profile_file(profile, frames), str(profile)
-    folder = out or registry.root.parent / OUTSIDE_SUITE / f"ieee{system}"
+    folder = out or outputs_of(registry, RUNS) / OUTSIDE_SUITE / f"ieee{system}"
     timeline = make_timeline(system, load_T, shape, config.seed, folder / "cache", _say)
     tables, scans = evaluate_judge(timeline, network, config.scenario.scans, config.seed, _say)
     info = BlockInfo(

@@ -45,6 +45,7 @@ from gg_ray.registry import Registry, RegistryError, Version
 from gg_ray.scenario.context import context_source
 from gg_ray.score import (
     HEARD,
+    SHIPPED,
     Judged,
     Network,
     as_json,
@@ -53,6 +54,7 @@ from gg_ray.score import (
     load_exported,
     load_model,
     load_network,
+    outputs_of,
 )
 from gg_ray.tracking import read_jsonl
 from gg_ray.verifier.exported import export, manifest_of
@@ -98,7 +100,7 @@ def evaluate_model(
         results.UNTRAINED: to_numpy(untrained.state_dict()), **rivals,
     }  # fmt: skip
     if suite == REAL_SUITE:
-        folder = out or registry.root.parent / REAL_SUITE
+        folder = out or outputs_of(registry, RUNS) / REAL_SUITE
         return _evaluate_real(config, networks, version, network.config, folder, verifiers)
     found = evaluate(
         config, networks,
@@ -107,7 +109,7 @@ def evaluate_model(
         cases=cases or None, note=lambda text: _say(text), verifier=network.config, spread=spread,
         verifiers=verifiers,
     )  # fmt: skip
-    folder = out or registry.root.parent / "evaluation"
+    folder = out or outputs_of(registry, RUNS) / "evaluation"
     meta = ReportMeta(
         name=f"{config.name}, {version.id}", held_out_families=sorted(FOLDS[config.scenario.fold]),
         held_out_cases=config.evaluate.held_out_cases,
@@ -255,8 +257,13 @@ def list_models(run: str | None) -> int:
 
 
 def promote_version(reference: str, alias: str, run: str | None, force: bool) -> int:
-    """Move an alias."""
+    """Move an alias.
+
+    Raises: RegistryError for an unknown name, a refusing gate, and for the shipped model: the package does not change.
+    """
     registry: Registry = find_registry(RUNS, run)
+    if registry.root.parent == SHIPPED:
+        raise RegistryError("the model that comes with the package keeps its aliases; name a run of yours (--run NAME)")
     version = registry.resolve(reference)
     registry.promote(version, alias, gate=None if force else promotion_gate)
     _say(f"{alias} -> {version.id}")

@@ -8,6 +8,7 @@ Shapes:  B windows, N buses, E branches
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,9 @@ from gg_ray.verifier.features import SCHEMA, Features, Featurizer, Prepared, bat
 from gg_ray.verifier.model import Verifier, VerifierOutput
 from gg_ray.windows_io import WindowFileError
 
+LOG = logging.getLogger(__name__)
+SHIPPED = Path(__file__).parent / "shipped"
+"""Run folder of the model that comes with the package; runs/shipped.sh makes it."""
 TOP = 5
 HEARD = Heard()
 Network = Callable[[GraphBatch], VerifierOutput]
@@ -238,19 +242,28 @@ def as_json(verdict: Verdict) -> str:
 
 
 def find_registry(runs: Path, run: str | None) -> Registry:
-    """The registry of a named run, or of the run that promoted last.
+    """The registry of a named run, or of the run that promoted last, or where nothing was trained the shipped one.
 
     Raises: RegistryError if there is none.
     """
     if run is not None:
         root = Path(run) if (Path(run) / "registry").is_dir() else runs / run
+        if run == SHIPPED.name and not (root / "registry").is_dir():
+            root = SHIPPED
         if not (root / "registry").is_dir():
             raise RegistryError(f"run {run!r} has no registry; train it first (gg-ray train --name {Path(run).name})")
         return Registry(root / "registry")
     found = sorted(runs.glob("*/registry"), key=_last_written)
     if not found:
-        raise RegistryError(f"no trained run under {runs}/; start with gg-ray train")
+        LOG.warning("no trained run under %s/: taking the model that comes with the package (--run shipped)", runs)
+        return Registry(SHIPPED / "registry")
     return Registry(found[-1])
+
+
+def outputs_of(registry: Registry, runs: Path) -> Path:
+    """Folder for what is made with the models of a registry: its run; the package itself is never written into."""
+    home = registry.root.parent
+    return runs / SHIPPED.name if home == SHIPPED else home
 
 
 def _last_written(registry: Path) -> int:
