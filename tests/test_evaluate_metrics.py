@@ -94,9 +94,6 @@ def test_incidents_merge_within_the_gap() -> None:
     assert m.incidents(flags, gap=4) == [(0, 6), (30, 31)]
     assert m.incidents(flags, gap=3) == [(0, 2), (5, 6), (30, 31)]
     assert m.incidents(np.zeros(5, bool), gap=3) == []
-    assert m.dedup_scans(1440, 15) == 15
-    assert m.dedup_scans(288, 15) == 3
-    assert m.dedup_scans(48, 15) == 1  # half-hour scans: neighbours still merge
 
 
 @given(FLAGS, st.integers(1, 10))

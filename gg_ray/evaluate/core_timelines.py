@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gg_ray.calibration.budget import dedup_scans
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.core_plan import ALARM_RATES, NODE_RATE
 from gg_ray.evaluate.results import POOLED, Row, ScoredTimeline, TimelineEvent
@@ -75,7 +76,7 @@ def natural_called(
     days: Sequence[Mapping[str, Any]], scores: Sequence[np.ndarray], threshold: float, per_day: float
 ) -> float | None:
     """Share of natural events during which an incident begins; those that touch an episode are left out."""
-    gap = metrics.dedup_scans(per_day)
+    gap = dedup_scans(per_day)
     called = []
     for day, score in zip(days, scores, strict=True):
         starts = [first for first, _ in metrics.incidents(score > threshold, gap)]

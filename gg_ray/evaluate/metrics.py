@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from scipy.special import ndtr, ndtri
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
+from gg_ray.calibration.budget import dedup_scans
 from gg_ray.records import F64, I64, Bool
 
 Event = tuple[int, int]
@@ -108,11 +109,6 @@ def fpr_at_tpr(scores_neg: ArrayLike, scores_pos: ArrayLike, tpr: float = 0.95) 
 
 
 # Timelines ----------------------------------------------------------------------------------------------------------
-
-
-def dedup_scans(scans_per_day: float, dedup_minutes: float = 15.0) -> int:
-    """Largest distance, in scans, at which two flagged scans are one incident; at least 1 (neighbours always merge)."""
-    return max(1, math.floor(dedup_minutes * scans_per_day / 1440.0 + 1e-9))
 
 
 def incidents(flag_S: ArrayLike, gap: int) -> list[Event]:

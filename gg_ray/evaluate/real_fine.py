@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gg_ray.calibration.budget import dedup_scans
 from gg_ray.elexon.history import History, read_any, sample
 from gg_ray.elexon.scans import from_columns
 from gg_ray.elexon.settlement import HALF_HOUR_NS
@@ -70,7 +71,7 @@ def five_minutes(method: Method, folder: Path, record: BalanceRecord, scans: int
         else:
             top = float(np.nanmax(series.score[rows])) if rows.size else float("nan")
             lines.append(f"FUELINST {first}Z, {name}: MISSED, highest score {top:.2f}")
-    gap = metrics.dedup_scans(_DAY, 60.0)
+    gap = dedup_scans(_DAY, 60.0)
     reach = scans * 300 * 10**9
     for label, series in (("15-31 March 2022", march), ("June 2024", june)):
         keep = np.isfinite(series.score) & (series.t0_ns >= _ns("2022-03-15T00:00"))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gg_ray.baselines.national import SeasonalNaive
+from gg_ray.calibration.budget import dedup_scans
 from gg_ray.calibration.trailing import trailing_thresholds
 from gg_ray.config import BALANCE_CASE, ConfigError, RunConfig
 from gg_ray.elexon.events import read_events
@@ -199,7 +200,7 @@ def _false_per_day(series: Series, keep_H: Bool, threshold: float | F64) -> floa
     """Incidents a day among the kept half-hours that were scored."""
     keep = keep_H & np.isfinite(series.score)
     flags = np.nan_to_num(series.score, nan=-np.inf) > threshold
-    gap = metrics.dedup_scans(PER_DAY, DEDUP_MINUTES)
+    gap = dedup_scans(PER_DAY, DEDUP_MINUTES)
     found = sum(len(metrics.incidents(flags[a:z], gap)) for a, z in _stretches(keep))
     return float(found / max(keep.sum() / PER_DAY, 1.0))
 
@@ -291,7 +292,7 @@ def _others(found: RealFindings, labels: _Labels, years: I64, name: str, reach: 
     flags = keep & (np.nan_to_num(series.score, nan=-np.inf) > limit)
     stream = found.record.stream_HC[:, : b.N_SUPPLY]
     k, q = b.laws(found.record.stream_HC, in_service(found.record.stream_HC))
-    for first, last in metrics.incidents(flags, metrics.dedup_scans(PER_DAY, DEDUP_MINUTES)):
+    for first, last in metrics.incidents(flags, dedup_scans(PER_DAY, DEDUP_MINUTES)):
         at = first + int(np.nanargmax(np.where(flags[first:last], series.score[first:last], -np.inf)))
         window = slice(max(at - reach, 1), at + 1)
         move = np.nan_to_num(np.diff(stream[window.start - 1 : window.stop], axis=0))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gg_ray.calibration.budget import dedup_scans
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.verdicts import Confusion
 from gg_ray.files import write_atomic
@@ -272,7 +273,7 @@ def row_from_timelines(
     depend on the family. windows, when given, are the last windows of the same events, for the figures of place and
     type.
     """
-    gap = metrics.dedup_scans(scans_per_day, dedup_minutes)
+    gap = dedup_scans(scans_per_day, dedup_minutes)
     scores, keeps, attacked, own = [], [], [], []
     detected, delays, offset = [], [], 0
     for line in timelines:
