@@ -224,13 +224,15 @@ def score_files(
     judged: list[Judged] = []
     for path, windows in found:
         try:
-            for one in judge(network, calibration, windows, name, heard, limits):
-                if incidents:
-                    judged.append(one)
-                else:
-                    _say(as_json(one.verdict))
+            own = judge(network, calibration, windows, name, heard, limits)
+            if incidents:
+                judged += own
+                continue
+            lines = [as_json(one.verdict) for one in own]
         except WindowFileError as error:
             raise WindowFileError(f"{path.name}, {error}") from error
+        for line in lines:  # a file is judged whole or not at all
+            _say(line)
     silent = [one.verdict for one in judged if one.verdict.verdict == CANNOT_TELL]
     if silent:
         LOG.warning("%d of %d windows: cannot tell (%s)", len(silent), len(judged), silent[0].note)

@@ -112,13 +112,12 @@ def test_buses_rank_among_buses_of_their_class() -> None:
     rule = calibrate(part.score_B, np.zeros(1), [part])
     case = load_case("case57")
     plan = draw_plan(case, 0, (0.4, 0.6), 0.0)
-    prepared = Prepared(case, plan, [], np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.complex128))
     yes, no = int(np.flatnonzero(metered)[0]), int(np.flatnonzero(part.metering_N == "none")[0])
-    found = rule.bus_p_values(prepared, np.full(case.n_bus, 500.0), [yes, no], 0)
+    found = rule.bus_p_values(case, plan, np.full(case.n_bus, 500.0), [yes, no], 0)
     assert found[0] > 0.9
     assert found[1] < 0.01
-    assert rule.bus_p_values(prepared, np.zeros(case.n_bus), [], 0) == ()
-    assert calibrate(part.score_B, np.zeros(1)).bus_p_values(prepared, np.zeros(case.n_bus), [yes], 0) == ()
+    assert rule.bus_p_values(case, plan, np.zeros(case.n_bus), [], 0) == ()
+    assert calibrate(part.score_B, np.zeros(1)).bus_p_values(case, plan, np.zeros(case.n_bus), [yes], 0) == ()
 
 
 def test_a_registration_from_before_the_classes_still_loads() -> None:

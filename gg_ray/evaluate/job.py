@@ -95,15 +95,15 @@ class GridResult:
     """Scores of the model on benign validation windows."""
     disturbance: F64
     """Its disturbance scores on those of them without any disturbance; empty where it gives none."""
-    benign: list[Benign] = field(default_factory=list)
-    """Those windows with what their classes are made of."""
-    levels: Levels | None = None
-    """Of the model on benign validation days; None where no timeline was asked for or made."""
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Stop-check lines."""
     sizes: str = ""
     """One line for the console: how much was asked."""
+    benign: list[Benign] = field(default_factory=list)
+    """Benign validation windows with what their classes are made of."""
+    levels: Levels | None = None
+    """Of the model on benign validation days; None where no timeline was asked for or made."""
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ def score_grid(job: GridJob, contexts: ContextSource, methods: Sequence[Method])
     out = GridResult(
         job.case, [], _exhibit(windows, scored.test[ours.name]), np.concatenate([o.score_B for o in benign]),
         np.concatenate(calm) if calm else np.zeros(0),
-        [Benign.of(part, o.score_B, o.node_BN) for part, o in zip(windows.validation, benign, strict=True)],
+        benign=[Benign.of(part, o.score_B, o.node_BN) for part, o in zip(windows.validation, benign, strict=True)],
     )  # fmt: skip
     if suite in ("quick", "windows"):
         out.blocks.append(block)
