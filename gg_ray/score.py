@@ -23,7 +23,7 @@ from gg_ray.calibration.conformal import CalibrationError
 from gg_ray.calibration.heard import Heard
 from gg_ray.config import VerifierConfig
 from gg_ray.evaluate.verdicts import Calibration
-from gg_ray.grid import balance
+from gg_ray.grid import balance, balance_estimation
 from gg_ray.grid.cases import GridCase, load_case
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.learner import load_numpy, new_verifier
@@ -185,6 +185,8 @@ def verdict_of(
     score = float(out.implausible[0])
     [found] = calibration.verdicts(out.implausible.double().numpy(), out.disturbance.double().numpy())
     verdict = VERDICTS[found]
+    if verdict == "normal" and case.name == balance.NAME and balance_estimation.off_limits(r_TM):
+        verdict = "disturbance"  # a violated limit needs no network (docs/gb-data.md)
     node, edge = out.node.double().numpy(), out.edge.double().numpy()
     suspect = verdict == "implausible"
     kind = TYPES[int(out.type[0, 1:].argmax()) + 1] if suspect else "none"

@@ -22,14 +22,15 @@ from gg_ray.calibration.conformal import CalibrationError
 from gg_ray.calibration.heard import Heard
 from gg_ray.calibration.reasons import reasons
 from gg_ray.config import VerifierConfig
-from gg_ray.grid import balance
+from gg_ray.grid import balance, balance_estimation
 from gg_ray.grid.cases import load_case
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.learner import new_verifier, to_numpy
 from gg_ray.records import CANNOT_TELL, TYPES, VERDICTS, Window
 from gg_ray.registry import ModelCard, Registry, RegistryError, Version
-from gg_ray.score import Calibration, as_json, corrected_values, find_registry, judge, load_model, verdicts
+from gg_ray.score import Calibration, as_json, corrected_values, find_registry, judge, load_model, verdict_of, verdicts
 from gg_ray.verifier.features import SCHEMA
+from gg_ray.verifier.model import VerifierOutput
 from gg_ray.windows_io import WindowFileError, read_windows, write_windows
 
 RUN = [
@@ -448,3 +449,26 @@ def test_corrected_values_of_the_national_graph_are_megawatts_and_hertz() -> Non
         "HUB.hz": 49.9, "WIND.mw": 8_000.0, "INTFR.mw": -500.0, "DEMAND.mw": 21_900.0, "STATION_LOAD.mw": 550.0,
         "UNREPORTED.mw": 50.0,
     }, abs=0.06)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hertz", "implausible", "said"),
+    [(49.77, 0.0, "disturbance"), (50.23, 0.0, "disturbance"), (49.81, 0.0, "normal"), (50.0, 0.0, "normal"),
+     (None, 0.0, "normal"), (49.0, 3.0, "implausible")],
+)  # fmt: skip
+def test_frequency_outside_its_limits_is_a_disturbance_whatever_the_network_says(
+    hertz: float | None, implausible: float, said: str
+) -> None:
+    case, plan = balance.balance_case(), balance.balance_plan(1_003)
+    z = np.full((24, plan.size), np.nan)
+    z[:, balance.M_FREQUENCY] = 50.0 / balance.F0_HZ
+    z[-1, balance.M_FREQUENCY] = np.nan if hertz is None else hertz / balance.F0_HZ
+    _, r = balance_estimation.estimate(z[None], plan)
+    n, e = case.n_bus, case.n_branch
+    out = VerifierOutput(
+        implausible=torch.tensor([implausible]), disturbance=torch.tensor([-5.0]), severity=torch.zeros(1),
+        type=torch.zeros(1, len(TYPES)), node=torch.zeros(n), edge=torch.zeros(e), state_mu=torch.zeros(n, 2),
+        state_logvar=torch.zeros(n, 2),
+    )  # fmt: skip
+    rule = Calibration(np.zeros(1), 1.0, 1.0)
+    assert verdict_of(out, rule, case, plan, r[0], 0, "test").verdict == said

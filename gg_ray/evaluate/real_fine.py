@@ -37,7 +37,6 @@ _EVENTS = (
     ("2024-06-04T12:35", "2024-06-04T13:10", "everything zero"),
 )
 _LEAST_FREQUENCY = 2
-OPERATIONAL_HZ = 0.2
 """Band in which the operator keeps frequency: within it, an alarm is false; outside, it is what an operator wants."""
 _FREQ_GAP = 20
 """Samples between alarms of one incident: five minutes."""
@@ -104,7 +103,7 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
     trace = sample(read_any(busy, zone="UTC"))
     june = _trace(method, trace, scans)
     hertz = trace.value_HC[:, 0]
-    out = np.convolve(np.abs(hertz - b.F0_HZ) > OPERATIONAL_HZ, np.ones(scans, dtype=int))[: hertz.size] > 0
+    out = np.convolve(np.abs(hertz - b.F0_HZ) > b.OPERATIONAL_HZ, np.ones(scans, dtype=int))[: hertz.size] > 0
     first = june.t0_ns < june.t0_ns[0] + 86_400 * 10**9
     limit = float(np.nanmax(june.score[first]))
     calm = float(np.nanquantile(june.disturbance[first & ~out], 0.999))
@@ -114,9 +113,9 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
     inside = sum(not out[a:z].any() for a, z in alarms)
     lines = [
         f"FREQ thresholds from 22 June 2026: implausible {limit:.2f} (its most), disturbance {calm:.2f} (exceeded by"
-        f" 0.1 % of windows within {OPERATIONAL_HZ} Hz)",
+        f" 0.1 % of windows within {b.OPERATIONAL_HZ} Hz)",
         f"23 June 2026: {len(wrong)} incidents called implausible, {len(alarms)} disturbances, {inside} of them within"
-        f" {OPERATIONAL_HZ} Hz; {int(out[~first].sum())} windows left that band",
+        f" {b.OPERATIONAL_HZ} Hz; {int(out[~first].sum())} windows left that band",
     ]
     found: dict[str, F64] = {}
     for phase in (0, 5, 10):
@@ -125,11 +124,14 @@ def frequency(method: Method, folder: Path, scans: int) -> tuple[list[str], dict
         after, before = np.flatnonzero(series.t0_ns > FAULT_NS), np.flatnonzero(series.t0_ns <= FAULT_NS)
         early = int((np.nan_to_num(series.disturbance[before], nan=-np.inf) > calm).sum())
         alarm = after[series.disturbance[after] > calm]
+        beyond = after[np.abs(hertz[after] - b.F0_HZ) > b.OPERATIONAL_HZ]
         false = int((series.score[after] > limit).sum())
         said = "no disturbance seen: MISSED"
         if alarm.size:
             delay = (int(series.t0_ns[alarm[0]]) - FAULT_NS) / 1e9
             said = f"disturbance after {delay:.0f} s, sample {int(alarm[0] - after[0]) + 1}, {hertz[alarm[0]]:.3f} Hz"
+        if beyond.size:
+            said += f" (by the limit of {b.OPERATIONAL_HZ} Hz alone at sample {int(beyond[0] - after[0]) + 1})"
         lines.append(
             f"9 August 2019, samples at phase {phase} s: {said}; alarms before the fault: {early} of"
             f" {before.size}; called implausible at {false} of {after.size}"

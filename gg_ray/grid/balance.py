@@ -79,6 +79,8 @@ MOVE_MW = np.array([
 """[21] usual half-hourly move of each supply stream and of INDO, MW: what stands in where no history is at hand."""
 STEP_SHARE = {1_800.0: 1.0, 300.0: 0.22, 15.0: 0.22}
 """Moves within five minutes relative to moves within a half-hour, from the five-minute record of July 2019."""
+OPERATIONAL_HZ = 0.2
+"""Band about 50 Hz that operation keeps to; outside it frequency is a disturbance, whatever its cause."""
 _FREQUENCY_MOVE_HZ = {1_800.0: 0.07, 300.0: 0.055, 15.0: 0.0135}
 _LAW_SIGMA_MW = {"station": 40.0, "unreported": 55.0}
 _EMBEDDED_MOVE_MW = 150.0

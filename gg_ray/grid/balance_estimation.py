@@ -64,6 +64,14 @@ def estimate(z_BTM: F64, plan: MeterPlan) -> tuple[C128, F64]:
     return _states(filled), r
 
 
+def off_limits(r_TM: F64) -> bool:
+    """Whether the frequency of the newest scan lies outside the operational band; not where none came.
+
+    Args: r_TM  residuals of `estimate`
+    """
+    return bool(abs(r_TM[-1, b.M_FREQUENCY]) * _FREQUENCY_SPREAD_HZ > b.OPERATIONAL_HZ)
+
+
 def scale(z_BTM: F64, plan: MeterPlan) -> F64:
     """[B, T, M] sigma of every reading: what is usual now where the window carries it, else the plan's.
 

@@ -39,7 +39,6 @@ _SILENCE_RATE = 0.1
 
 
 _DELIVERIES = 8
-OPERATIONAL_HZ = 0.2
 """Band in which the operator keeps frequency: a window that leaves it is a disturbance."""
 _LAW_SLACK_MW = 5.0
 
@@ -176,7 +175,7 @@ class BalanceExecutor:
         honest = read(frame, published)
         # what no feed of this window carries cannot be asked of its judge
         away = np.abs(truth[:, b.FREQ] - b.F0_HZ).max() if frame.known[b.FREQ] else 0.0
-        severity = float(np.clip((away - OPERATIONAL_HZ) / 0.3, 0, 1))
+        severity = float(np.clip((away - b.OPERATIONAL_HZ) / 0.3, 0, 1))
         disturbed = frame.disturbed or severity > 0
         attempt = Attempt(
             program=program, context=context, plan=plan, main=None, twin=None, d_eff=0.0, d_target=0.0,
