@@ -154,7 +154,8 @@ def _labelled(batch: GraphBatch, y_BN: NDArray[np.float32], state_BN2: F64) -> G
     batch.y_type = torch.zeros(count, dtype=torch.int64)
     batch.y_node, batch.y_edge = torch.from_numpy(y_BN.reshape(-1)), torch.zeros(batch.edge_index.shape[1])
     batch.state = torch.from_numpy(state_BN2.reshape(-1, 2).astype(np.float32))
-    batch.pairs, batch.weight = torch.zeros((2, 0), dtype=torch.int64), torch.ones(count)
+    batch.pairs, batch.pair_d = torch.zeros((2, 0), dtype=torch.int64), torch.zeros(0)
+    batch.weight = torch.ones(count)
     return batch
 
 
