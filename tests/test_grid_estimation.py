@@ -11,19 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gg_ray.grid.cases import GridCase, load_case
-from gg_ray.grid.estimation import (
-    MODE_SCALES,
-    Detectability,
-    Estimator,
-    Gain,
-    Innovation,
-    LinearFlow,
-    Prior,
-    _row_basis,
-    jacobian,
-    plausible_prior,
-    wide_prior,
-)
+from gg_ray.grid.detectability import MODE_SCALES, Detectability, Innovation, LinearFlow, _row_basis
+from gg_ray.grid.estimation import Estimator, Gain, Prior, jacobian, plausible_prior, wide_prior
 from gg_ray.grid.meters import MeterPlan, draw_plan, measure
 from gg_ray.grid.powerflow import PowerFlow, bridges
 from gg_ray.grid.ybus import branch_admittance

@@ -23,7 +23,8 @@ from sklearn.preprocessing import StandardScaler
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import load_case
-from gg_ray.grid.estimation import Detectability, Innovation, plausible_prior
+from gg_ray.grid.detectability import Detectability, Innovation
+from gg_ray.grid.estimation import plausible_prior
 from gg_ray.grid.meters import STALE_RATE, MeterPlan, draw_plan
 from gg_ray.records import Program, Window
 from gg_ray.scenario.anomalies_data import repeat_d2

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.grid import balance as b
-from gg_ray.grid.estimation import Innovation
+from gg_ray.grid.detectability import Innovation
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import F64, Bool
 
@@ -147,7 +147,7 @@ class BalanceDetectability:
         return total
 
     def squared(self, innovations: Sequence[Innovation], scans: int) -> F64:
-        """[P] d_eff^2 of innovations on given meters, laws at their plan's sigma (as `estimation.Detectability`)."""
+        """[P] d_eff^2 of innovations on given meters, laws at their plan's sigma (as `detectability.Detectability`)."""
         out = np.zeros(len(innovations))
         usual = np.tile(self.plan.sigma, (scans, 1))
         for index, item in enumerate(innovations):

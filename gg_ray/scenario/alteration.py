@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.grid.cases import GridCase, load_case
-from gg_ray.grid.estimation import Innovation, LinearFlow
+from gg_ray.grid.detectability import Innovation, LinearFlow
 from gg_ray.grid.faults import FaultModel
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.records import F64, I64, Event

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gg_ray.grid.cases import GridCase
-from gg_ray.grid.estimation import Innovation
+from gg_ray.grid.detectability import Innovation
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.grid.ybus import BranchAdmittance, branch_admittance
 from gg_ray.records import F64, I64, Event

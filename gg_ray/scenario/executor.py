@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gg_ray.config import ScenarioConfig
 from gg_ray.grid.cases import GridCase
-from gg_ray.grid.estimation import Detectability, LinearFlow
+from gg_ray.grid.detectability import Detectability, LinearFlow
 from gg_ray.grid.faults import FaultModel
 from gg_ray.grid.meters import MeterPlan, measure
 from gg_ray.grid.powerflow import PowerFlow

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gg_ray.grid.estimation import Detectability
+from gg_ray.grid.detectability import Detectability
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import Event
 from gg_ray.scenario import anomalies

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gg_ray.config import RunConfig
 from gg_ray.grid.cases import load_case
-from gg_ray.grid.estimation import Innovation
+from gg_ray.grid.detectability import Innovation
 from gg_ray.grid.meters import measure
 from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import U8, Event, Experience, Labels, Program, Window
