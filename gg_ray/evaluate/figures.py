@@ -32,8 +32,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", ":", "-.")
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E4E4E4"
 DPI = 120
-
-
+_LEVEL_LABEL = 7
+"""Characters of a column name that fit side by side."""
 D_SHOWN = 32.0
 """Largest d_eff of the axis: beyond it the oracle is at 1 and points are drawn at the edge."""
 
@@ -317,6 +317,8 @@ def _matrix(
         text = f"{cells[i, j]:.2f}" if unit else _short(float(cells[i, j]))
         ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     ax.set_xticks(range(len(columns)), columns)
+    if max(map(len, columns)) > _LEVEL_LABEL:
+        ax.tick_params(axis="x", labelrotation=30)
     ax.set_yticks(range(len(rows)), rows)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
