@@ -26,6 +26,7 @@ from gg_ray.evaluate.suites import (
     Day,
     Group,
     SuiteMaker,
+    run_day,
     slice_of,
 )
 from gg_ray.grid.cases import GridCase
@@ -275,16 +276,12 @@ class PoolMaker:
                 natural = long.grammar.event(str(word), plan, rng)
                 if natural is not None and len(events) < self.scenario.max_events:
                     events.append(natural)
-            program = Program(
-                case=self.case.name, context_id=context.context_id, plan_id=plan_id, events=tuple(events),
-                scans=DAY_SCANS, seed=int(rng.integers(1 << 48)),
-            )  # fmt: skip
-            attempt = long.run([program], contexts=[context])[0]
-            if gates.check([attempt], rng)[0] or attempt.main is None:
+            attempt = run_day(long, gates, context, plan_id, events, rng)
+            if attempt is None or attempt.main is None:
                 continue
             if part == "hard" and not HARD_D[0] <= attempt.d_eff < HARD_D[1]:
                 continue
-            return self._cut(attempt, long), program, attempt.main.labels
+            return self._cut(attempt, long), attempt.program, attempt.main.labels
         return None
 
     def _episode(self, part: str, family: str, plan: MeterPlan, rng: np.random.Generator) -> list[Event] | None:

@@ -19,7 +19,8 @@ import numpy as np
 from gg_ray.config import BALANCE_CASE, EvaluateConfig, ScenarioConfig
 from gg_ray.evaluate.results import TimelineEvent
 from gg_ray.grid.cases import load_case
-from gg_ray.records import FAMILIES, Bool, Labels, Program, Window
+from gg_ray.records import FAMILIES, Bool, Context, Event, Labels, Program, Window
+from gg_ray.scenario.attempt import Attempt
 from gg_ray.scenario.context import ContextSource
 from gg_ray.scenario.executor import Executor
 from gg_ray.scenario.executors import executor_of
@@ -103,6 +104,18 @@ class _Days:
             day = self.make(index)
             if day is not None:
                 yield day
+
+
+def run_day(
+    long: Executor, gates: Gates, context: Context, plan_id: int, events: Sequence[Event], rng: np.random.Generator
+) -> Attempt | None:
+    """A day of these events as executed; None where a gate stops it."""
+    program = Program(
+        case=long.case.name, context_id=context.context_id, plan_id=plan_id, events=tuple(events), scans=DAY_SCANS,
+        seed=int(rng.integers(1 << 48)),
+    )  # fmt: skip
+    attempt = long.run([program], contexts=[context])[0]
+    return None if gates.check([attempt], rng)[0] else attempt
 
 
 class SuiteMaker:
@@ -248,12 +261,8 @@ class SuiteMaker:
                 natural = grammar.event(str(name), plan, rng) if str(name) in grammar.benign_followers("hard") else None
                 if natural is not None:
                     events.append(natural)
-            program = Program(
-                case=self.case.name, context_id=context.context_id, plan_id=plan_id, events=tuple(events),
-                scans=DAY_SCANS, seed=int(rng.integers(1 << 48)),
-            )  # fmt: skip
-            attempt = long.run([program], contexts=[context])[0]
-            if gates.check([attempt], rng)[0] or attempt.main is None:
+            attempt = run_day(long, gates, context, plan_id, events, rng)
+            if attempt is None or attempt.main is None:
                 continue
             whole, _ = long.realise(attempt, 0)
             return self.cut(whole, attempt.main.labels, family, plan_id)
