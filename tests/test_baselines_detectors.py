@@ -11,7 +11,7 @@ import pytest
 from gg_ray.baselines.base import Detector, DetectorError, bus_maximum, group_key, meter_bus
 from gg_ray.baselines.catalogue import detectors
 from gg_ray.baselines.lnr import Lnr
-from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, RandomScore, balances
+from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, LnrScan, RandomScore, balances
 from gg_ray.baselines.statistical import Innovation, IsolationForest, MaxOf, Pca
 from gg_ray.config import ScenarioConfig
 from gg_ray.evaluate.metrics import auroc
@@ -91,7 +91,7 @@ def fitted(detector: Detector, suite: Suite) -> Detector:
     return detector
 
 
-ONE_METER = [ChiSquare, Lnr, LnrOwn, Innovation, Pca, lambda: MaxOf("both", [ChiSquare(), Innovation()])]
+ONE_METER = [ChiSquare, Lnr, LnrOwn, LnrScan, Innovation, Pca, lambda: MaxOf("both", [ChiSquare(), Innovation()])]
 
 
 @pytest.mark.parametrize("make", ONE_METER)
@@ -99,6 +99,17 @@ def test_a_gross_error_of_one_meter_is_found(suite: Suite, make: Callable[[], De
     detector = fitted(make(), suite)
     bad = suite.biased(lambda rng: rng.integers(suite.fit.plan.size, size=1))
     assert auroc(detector.score(suite.check), detector.score(bad)) > 0.9
+
+
+def test_a_slow_bias_is_found_by_sums_and_not_by_single_scans(suite: Suite) -> None:
+    """1.2 sigma on one meter in every scan: five sigmas of its mean over 16."""
+    rng = np.random.default_rng(3)
+    shifted = suite.check.r_BTM.copy()
+    shifted[np.arange(len(shifted)), :, rng.integers(suite.fit.plan.size, size=len(shifted))] += 1.2
+    slow = replace(suite.check, r_BTM=shifted)
+    scan, single = (fitted(make(), suite) for make in (LnrScan, LnrOwn))
+    assert auroc(scan.score(suite.check), scan.score(slow)) > 0.8
+    assert auroc(single.score(suite.check), single.score(slow)) < 0.7
 
 
 def test_isolation_forest_needs_many_meters_to_be_wrong(suite: Suite) -> None:
@@ -176,7 +187,7 @@ def test_residual_tests_are_blind_to_an_exact_stealth_attack(suite: Suite) -> No
         attacked.append(executor.realise(forged, 2)[0])
     benign, bad = suite.prepare(honest), suite.prepare(attacked)
     assert np.nanmax(np.abs(bad.z_BTM - benign.z_BTM) / suite.fit.plan.sigma) > 8
-    for detector in (ChiSquare(), LnrOwn(), Lnr()):
+    for detector in (ChiSquare(), LnrOwn(), LnrScan(), Lnr()):
         fitted(detector, suite)
         assert 0.35 < auroc(detector.score(benign), detector.score(bad)) < 0.65, detector.name
 
@@ -250,7 +261,7 @@ def test_too_few_windows_are_refused(small: Suite) -> None:
             detector.fit([few], np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("make", [ChiSquare, LnrOwn, Lnr, Innovation, Pca])
+@pytest.mark.parametrize("make", [ChiSquare, LnrOwn, LnrScan, Lnr, Innovation, Pca])
 def test_node_scores_point_at_the_bad_meters_bus(small: Suite, make: Callable[[], Detector]) -> None:
     plan, case = small.fit.plan, small.fit.case
     meter = int(plan.at(np.arange(case.n_bus, 2 * case.n_bus))[0])

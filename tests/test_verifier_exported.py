@@ -92,5 +92,5 @@ def test_another_schema_or_encoder_is_refused(home: Path, tmp_path: Path, monkey
     with pytest.raises(ExportError, match=r"only verifier\.encoder patch"):
         export(Verifier(VerifierConfig(hidden=16, encoder="tgcn")), tmp_path / "x.onnx", {})
     monkeypatch.setattr("gg_ray.verifier.exported.SCHEMA", 999)
-    with pytest.raises(ExportError, match="this program has format 1 and schema 999"):
+    with pytest.raises(ExportError, match="this program has format 2 and schema 999"):
         Exported(home / "verifier.onnx")

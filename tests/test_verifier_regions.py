@@ -48,7 +48,7 @@ def test_a_flat_network_in_pieces_equals_the_full_pass() -> None:
     whole, pieces = judge(network, batch), judge(network, batch, full=0, piece=500)
     assert len(partition(batch, 500)) > 2
     for name in ("node", "edge", "state_mu", "state_logvar"):
-        torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(pieces, name), getattr(whole, name), atol=1e-5, rtol=1e-4)
     short = judge(network, batch, full=0, piece=500, halo=0)
     assert float((short.node - whole.node).abs().max()) > 1e-4
 

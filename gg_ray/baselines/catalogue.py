@@ -16,16 +16,17 @@ from gg_ray.baselines.distances import Mahalanobis, SeasonalZ
 from gg_ray.baselines.gdn import Gdn
 from gg_ray.baselines.lnr import Lnr
 from gg_ray.baselines.mtad_gat import MtadGat
-from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, RandomScore
+from gg_ray.baselines.physics import ChiSquare, KclResidual, LnrOwn, LnrScan, RandomScore
 from gg_ray.baselines.pyod import Cblof, Ocsvm
 from gg_ray.baselines.statistical import Innovation, IsolationForest, MaxOf, Pca
 from gg_ray.config import EncoderName, GraphName, LearnerConfig, RunConfig, VerifierConfig
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "quick": (
-        "random", "kcl", "chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation", "pca", "iforest",
+        "random", "kcl", "chi2", "lnr", "lnr_own", "lnr_scan", "innovation", "chi2_or_innovation", "pca",
+        "iforest",
     ),
-    "classical": ("random", "kcl", "chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation"),
+    "classical": ("random", "kcl", "chi2", "lnr", "lnr_own", "lnr_scan", "innovation", "chi2_or_innovation"),
     "statistical": ("mahalanobis", "seasonal_z", "pca", "iforest", "cblof", "ocsvm"),
     "deep": ("autoencoder", "gdn", "mtad_gat"),
     "supervised": ("per_bus_mlp", "per_bus_cnn", "graphsage"),
@@ -74,8 +75,8 @@ ones have not been searched: they read what every statistical one that had the c
 """
 
 MAKERS: dict[str, Callable[..., Detector]] = {
-    "kcl": KclResidual, "chi2": ChiSquare, "lnr": Lnr, "lnr_own": LnrOwn, "innovation": Innovation,
-    "pca": Pca, "iforest": IsolationForest, "mahalanobis": Mahalanobis, "seasonal_z": SeasonalZ, "cblof": Cblof,
+    "kcl": KclResidual, "chi2": ChiSquare, "lnr": Lnr, "lnr_own": LnrOwn, "lnr_scan": LnrScan,
+    "innovation": Innovation, "pca": Pca, "iforest": IsolationForest, "mahalanobis": Mahalanobis, "seasonal_z": SeasonalZ, "cblof": Cblof,
     "ocsvm": Ocsvm, "autoencoder": AutoEncoder, "gdn": Gdn, "mtad_gat": MtadGat,
 }  # fmt: skip
 

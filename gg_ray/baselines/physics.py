@@ -19,6 +19,7 @@ from gg_ray.grid.cases import GridCase
 from gg_ray.grid.estimation import Gain, wide_prior
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import F64, I64
+from gg_ray.verifier.evidence import SPANS
 from gg_ray.verifier.features import Prepared
 
 SMOOTH_SCANS = 3
@@ -166,15 +167,46 @@ def _standardised(share_M: F64, prepared: Prepared) -> F64:
     return np.asarray((j - dof) / np.sqrt(2.0 * dof))
 
 
+class LnrScan(GroupDetector[int]):
+    """B2 over time: the largest sum of a meter's normalised residuals over 1, 2, 4, 8 or 16 neighbouring scans.
+
+    Each sum is divided by the root of its length, so it is unit normal on clean readings; the model is the meter count.
+    Source: scan statistics (Naus 1965); the same sums are among the network's inputs (verifier.evidence).
+    """
+
+    name = "lnr_scan"
+
+    def _build(self, members: Sequence[Prepared], rng: np.random.Generator) -> int:
+        return _meters(self.name, members)
+
+    def _score(self, model: int, prepared: Prepared) -> F64:
+        return np.asarray(_largest_sums(prepared.r_BTM).max(axis=1))
+
+    def _nodes(self, model: int, prepared: Prepared) -> F64:
+        return bus_maximum(prepared.case, prepared.plan, _largest_sums(prepared.r_BTM))
+
+
+def _largest_sums(r_BTM: F64) -> F64:
+    """[B, M] largest |sum| / sqrt(length) over all stretches of 1, 2, 4, 8, 16 scans that the window holds."""
+    count, scans, meters = r_BTM.shape
+    running = np.concatenate([np.zeros((count, 1, meters)), r_BTM.cumsum(axis=1)], axis=1)
+    sums = [np.abs(running[:, k:] - running[:, :-k]).max(axis=1) / np.sqrt(k) for k in SPANS if k <= scans]
+    return np.asarray(np.maximum.reduce(sums))
+
+
+def _meters(name: str, members: Sequence[Prepared]) -> int:
+    if not members[0].plan.size:
+        raise DetectorError(f"{name}: {members[0].case.name} plan {members[0].plan.plan_id} has no meters")
+    return members[0].plan.size
+
+
 class LnrOwn(GroupDetector[int]):
     """B2 on our own estimator: the largest normalised residual over meters and scans. The model is the meter count."""
 
     name = "lnr_own"
 
     def _build(self, members: Sequence[Prepared], rng: np.random.Generator) -> int:
-        if not members[0].plan.size:
-            raise DetectorError(f"{self.name}: {members[0].case.name} plan {members[0].plan.plan_id} has no meters")
-        return members[0].plan.size
+        return _meters(self.name, members)
 
     def _score(self, model: int, prepared: Prepared) -> F64:
         return np.asarray(np.abs(prepared.r_BTM).max(axis=(1, 2)))

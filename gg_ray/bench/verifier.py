@@ -142,7 +142,8 @@ def _stream_tick(model: Verifier, batch: GraphBatch) -> Callable[[], object]:
             held.push(raw[t], filled[t], own[t])
             made.append(held.summary())
         (node, node_proof, _), (edge, edge_proof, _) = made
-        summary = Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof)
+        scans = torch.tensor(float(batch.x.shape[1]))
+        summary = Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof, scans=scans)
         return model.judge(batch, summary, coarse)
 
     return tick

@@ -103,7 +103,7 @@ def _sets(tables: Tables, fold: int, case: str) -> Iterator[tuple[str, str, I64]
 def claims(tables: Tables, seed: int) -> list[Claim]:
     """H1 to H4 of the Verifier, as far as their rows exist; Holm over all of them."""
     drafts: list[tuple[str, str, str, str, list[Paired] | list[Unpaired]]] = []
-    for rival in ("chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation"):
+    for rival in ("chi2", "lnr", "lnr_own", "lnr_scan", "innovation", "chi2_or_innovation"):
         drafts.append(("H1", "balanced accuracy", "s1-hard and s3-families, windows", rival, _hits(tables, rival)))
     for rival in results.CONTROLS:
         drafts.append(

@@ -44,7 +44,7 @@ from gg_ray.learner import load_numpy, new_verifier
 from gg_ray.records import F64, Bool, Window
 from gg_ray.scenario.context import ContextSource, context_source
 
-CLASSICAL = ("kcl", "chi2", "lnr", "lnr_own", "innovation", "chi2_or_innovation")
+CLASSICAL = ("kcl", "chi2", "lnr", "lnr_own", "lnr_scan", "innovation", "chi2_or_innovation")
 _SAMPLES = 6
 """Windows of each metering plan that go into the sample file of a report."""
 

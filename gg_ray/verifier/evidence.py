@@ -98,6 +98,12 @@ def level(value: Tensor) -> Tensor:
     )
 
 
+def unlevel(value: Tensor) -> Tensor:
+    """Sizes in sigmas of levels >= 0, the inverse of `level`."""
+    beyond = _KNEE * torch.exp((value - _KNEE / 3).clamp(min=0.0, max=_LIMIT))
+    return torch.where(value <= _KNEE / 3, 3 * value, beyond)
+
+
 def _linear(values: Tensor) -> Tensor:
     """Values in sigmas from their inverse hyperbolic sine, in place."""
     return values.clamp_(-_LIMIT, _LIMIT).sinh_()

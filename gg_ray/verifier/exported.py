@@ -31,7 +31,7 @@ from gg_ray.verifier.model import Summary, Verifier, VerifierOutput
 from gg_ray.verifier.temporal import PatchEncoder
 from gg_ray.verifier.unet import Coarse, hierarchy
 
-FORMAT = 1
+FORMAT = 2
 """Version of the inputs and of the manifest."""
 OPSET = 20
 BATCH_INPUTS = ("x", "e", "node_static", "edge_static", "xhat", "edge_phys", "edge_index", "substation", "region")
@@ -53,7 +53,7 @@ class _Traced(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(BATCH_INPUTS, inputs, strict=False))
-        node_proof, edge_proof, edges_S, status_S, edges_R, status_R, regions = inputs[len(BATCH_INPUTS) :]
+        node_proof, edge_proof, edges_S, status_S, edges_R, status_R, regions, scans = inputs[len(BATCH_INPUTS) :]
         unread = named["xhat"]  # readings and shunts serve the losses alone
         batch = GraphBatch(
             **named, meas=unread, sigma=unread, node_shunt=unread, jac=unread[:, :0],
@@ -64,7 +64,7 @@ class _Traced(nn.Module):
         summary = Summary(
             node=self.network.node_encoder(batch.x, index, status),
             edge=self.network.edge_encoder(batch.e, index, status),
-            node_proof=node_proof, edge_proof=edge_proof,
+            node_proof=node_proof, edge_proof=edge_proof, scans=scans,
         )  # fmt: skip
         out = self.network.judge(batch, summary, Coarse(edges_S, status_S, edges_R, status_R))
         return tuple(getattr(out, name) for name in OUTPUTS)
@@ -92,10 +92,10 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
     n, e = {0: dims["N"]}, {0: dims["E"]}
     shapes = (
         n | window, e | window, n, e, n, e, {1: dims["E"]}, n, {0: dims["S"]}, n, e,
-        {1: dims["C"]}, {0: dims["C"]}, {1: dims["D"]}, {0: dims["D"]}, {0: dims["R"]},
+        {1: dims["C"]}, {0: dims["C"]}, {1: dims["D"]}, {0: dims["D"]}, {0: dims["R"]}, {},
     )  # fmt: skip
     example = _inputs(_example(3 * network.node_encoder.patch))
-    names = (*BATCH_INPUTS, "node_proof", "edge_proof", "edges_S", "status_S", "edges_R", "status_R", "regions")
+    names = (*BATCH_INPUTS, "node_proof", "edge_proof", "edges_S", "status_S", "edges_R", "status_R", "regions", "scans")
     with torch.no_grad(), _quietly():
         program = torch.export.export(_Traced(network.eval()), example, dynamic_shapes=(shapes,), strict=False)
         graph = torch.onnx.export(
@@ -186,7 +186,7 @@ def _inputs(batch: GraphBatch) -> tuple[Tensor, ...]:
         region_graph = torch.cat((region_graph, region_graph.new_zeros(1)))
     return (
         *fed.values(), evidence(batch.x), evidence(batch.e), _filled(edges_S), _filled(status_S), _filled(edges_R),
-        _filled(status_R), _filled(region_graph),
+        _filled(status_R), _filled(region_graph), torch.tensor(float(batch.x.shape[1])),
     )  # fmt: skip
 
 

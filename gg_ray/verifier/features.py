@@ -28,8 +28,8 @@ from gg_ray.records import F32, F64, Window
 from gg_ray.verifier.batch import F_EDGE, F_NODE, CaseStatic, GraphBatch, from_arrays
 
 C128 = NDArray[np.complex128]
-SCHEMA = 1
-"""Version of the feature layout; kept in every model manifest."""
+SCHEMA = 2
+"""Version of what the network reads, features and statistics; kept in every model manifest."""
 ESTIMATORS = 256
 """Factorised estimators kept per process; the oldest leaves."""
 

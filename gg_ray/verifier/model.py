@@ -18,6 +18,7 @@ from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
+from gg_ray.verifier.extremes import BEST, STATISTICS, SURPRISE, bus_extremes, max_by, standing, surprise
 from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, sum_by
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
@@ -71,6 +72,8 @@ class Summary:
     """[Nt, EVIDENCE] fixed statistics"""
     edge_proof: Tensor
     """[Et, EVIDENCE]"""
+    scans: Tensor
+    """[] length of the window"""
 
 
 def probabilities(output: VerifierOutput) -> dict[str, Tensor]:
@@ -103,7 +106,7 @@ class Verifier(nn.Module):
         self.edge_encoder = PatchEncoder(F_EDGE, EDGE_WIDTH, config.patch)
         self.evidence = Evidence()
         jacobian = F_JAC if config.jacobian else 0
-        self.node_join = Dense(width + EVIDENCE + F_NODE + F_NODE_STATIC + 1 + jacobian, width)
+        self.node_join = Dense(width + EVIDENCE + STATISTICS + F_NODE + F_NODE_STATIC + 1 + jacobian, width)
         self.node_norm = nn.LayerNorm(width)
         self.edge_join = Dense(EDGE_WIDTH + EVIDENCE + F_EDGE + F_EDGE_STATIC + _PHYS_FEATURES, EDGE_WIDTH)
         if config.graph == "hybrid":
@@ -120,10 +123,14 @@ class Verifier(nn.Module):
         self.edge_head = Dense(EDGE_WIDTH, 1)
         self.node_hidden = Dense(width, width)
         self.node_head = Dense(width, 1)
+        self.node_extremes = Dense(2 * STATISTICS, width, bias=False)
+        self.node_direct = Dense(2 * STATISTICS, 1, bias=False)
         self.state_head = Dense(width, 4)
         self.gate = Dense(width, 1, bias=False)  # a bias would cancel in the normalised attention
         self.graph_hidden = Dense(2 * width + EDGE_WIDTH + _SUMMARY + 2 * EVIDENCE, width)
+        self.graph_surprise = Dense(SURPRISE, width, bias=False)
         self.graph_head = Dense(width, 3 + len(TYPES))
+        self.graph_direct = Dense(SURPRISE, 1, bias=False)
         self.register_buffer("state_scale", torch.tensor(STATE_SCALE), persistent=False)
         self.state_scale: Tensor
         nn.init.constant_(self.node_head.bias, PRIOR_LOGIT)
@@ -131,6 +138,11 @@ class Verifier(nn.Module):
         # the untrained network believes the estimator: training learns a correction
         nn.init.zeros_(self.state_head.weight)
         nn.init.zeros_(self.state_head.bias)
+        # and suspects what the largest residual test suspects
+        nn.init.zeros_(self.node_direct.weight)
+        nn.init.zeros_(self.graph_direct.weight)
+        with torch.no_grad():
+            self.graph_direct.weight[0, BEST] = 1.0
 
     def forward(self, batch: GraphBatch) -> VerifierOutput:
         """Judge every window of the batch.
@@ -147,6 +159,7 @@ class Verifier(nn.Module):
             edge=self.edge_encoder(batch.e, index, status),
             node_proof=self.evidence(batch.x),
             edge_proof=self.evidence(batch.e),
+            scans=torch.tensor(float(batch.x.shape[1]), device=batch.x.device),
         )
 
     def judge(self, batch: GraphBatch, summary: Summary, coarse: Coarse | None = None) -> VerifierOutput:
@@ -156,7 +169,8 @@ class Verifier(nn.Module):
         """
         status = batch.edge_phys[:, 5]
         proof = summary.node_proof, summary.edge_proof
-        h, edge = self._encode(batch, summary)
+        extremes = bus_extremes(*proof, batch.edge_index)
+        h, edge = self._encode(batch, summary, extremes)
         if self.unet is None:
             ways, alive = both_ways(batch.edge_index), status.repeat(2)
             for layer in self.flat:
@@ -170,12 +184,14 @@ class Verifier(nn.Module):
         start, stop = batch.edge_index
         edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
         edge_logit = self.edge_head(edge)[:, 0]
-        hidden = fn.gelu(self.node_hidden(h))
-        node_logit = self.node_head(hidden)[:, 0]
+        # a network without graph layers hears no neighbour here either
+        place = standing(extremes, batch.edge_index, status if len(self.flat) else torch.zeros_like(status))
+        hidden = fn.gelu(self.node_hidden(h) + self.node_extremes(place))
+        node_logit = (self.node_head(hidden) + self.node_direct(place))[:, 0]
         state = self.state_head(hidden)
-        graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit, proof))
+        graph, direct = self._read_out(batch, h, edge, node_logit, edge_logit, summary)
         return VerifierOutput(
-            implausible=graph[:, 0],
+            implausible=graph[:, 0] + direct,
             disturbance=graph[:, 1],
             severity=torch.sigmoid(graph[:, 2]),
             type=graph[:, 3:],
@@ -185,12 +201,12 @@ class Verifier(nn.Module):
             state_logvar=state[:, 2:],
         )
 
-    def _encode(self, batch: GraphBatch, summary: Summary) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: GraphBatch, summary: Summary, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
         index = batch.edge_index
         encoded, proof = summary.node, (summary.node_proof, summary.edge_proof)
         voltage = 10 * batch.xhat[:, :1]
-        parts = [encoded, proof[0], batch.x[:, -1], batch.node_static, voltage]
+        parts = [encoded, proof[0], extremes, batch.x[:, -1], batch.node_static, voltage]
         if self.config.jacobian:
             parts.append(batch.jac)
         h = self.node_join(torch.cat(parts, dim=1))
@@ -214,26 +230,23 @@ class Verifier(nn.Module):
         edge: Tensor,
         node_logit: Tensor,
         edge_logit: Tensor,
-        proof: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Graph vector [B, D]: attention and max pools of states, largest and mean logits, largest evidence."""
-        size = batch.n_graphs
+        summary: Summary,
+    ) -> tuple[Tensor, Tensor]:
+        """Graph logits [B, 3 + types] and what the surprise adds to the first [B].
+
+        They read attention and max pools of states, largest and mean logits, largest evidence and its surprise.
+        """
+        size, proof = batch.n_graphs, (summary.node_proof, summary.edge_proof)
         weight = self.gate(h).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp()
         attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
         nodes = torch.cat((h, node_logit[:, None], proof[0]), dim=1)
         edges = torch.cat((edge, edge_logit[:, None], proof[1]), dim=1)
         soft = (_log_mean_exp(node_logit, batch.graph, size), _log_mean_exp(edge_logit, batch.edge_graph, size))
-        pooled = (attention, _max_by(nodes, batch.graph, size), _max_by(edges, batch.edge_graph, size))
-        out: Tensor = fn.gelu(self.graph_hidden(torch.cat((*pooled, torch.stack(soft, dim=1)), dim=1)))
-        return out
-
-
-def _max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Column maxima [size, D] of the rows of values [M, D] by index; 0 for an empty group."""
-    if size == 1 and values.shape[0]:
-        return values.amax(dim=0, keepdim=True)
-    out = values.new_zeros(size, values.shape[1])
-    return out.scatter_reduce(0, index[:, None].expand_as(values), values, "amax", include_self=False)
+        tops = max_by(nodes, batch.graph, size), max_by(edges, batch.edge_graph, size)
+        loud = surprise(*proof, *(top[:, -EVIDENCE:] for top in tops), batch.graph, batch.edge_graph, summary.scans)
+        pooled = torch.cat((attention, *tops, torch.stack(soft, dim=1)), dim=1)
+        hidden = fn.gelu(self.graph_hidden(pooled) + self.graph_surprise(loud))
+        return self.graph_head(hidden), self.graph_direct(loud)[:, 0]
 
 
 def _log_mean_exp(logit: Tensor, index: Tensor, size: int) -> Tensor:

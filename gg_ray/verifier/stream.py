@@ -285,7 +285,8 @@ class Stream:
         for x_nTF, (_, _, zeta) in zip((batch.x, batch.e), made, strict=True):
             x_nTF[:, 0, 1 : 5 * CHANNELS : 5] = zeta  # the features above know the mean of two scans
         (node, node_proof, _), (edge, edge_proof, _) = made
-        summary = Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof)
+        scans = torch.tensor(float(self.scans))
+        summary = Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof, scans=scans)
         return self.network.judge(batch, summary, self._levels(batch))
 
     def _levels(self, batch: GraphBatch) -> Coarse:
