@@ -156,6 +156,12 @@ class Labels:
     end: int
     """One past the last affected scan, -1 for none."""
 
+    def buses(self, edge_index: I64) -> Bool:
+        """[N] buses concerned: affected ones and the ends [2, E] of affected branches. A bus list is what people get."""
+        out = self.node_N.copy()
+        out[edge_index[:, self.edge_E]] = True
+        return out
+
 
 @dataclass(slots=True, kw_only=True)
 class Experience:

@@ -214,11 +214,8 @@ def _windows(groups: Sequence[Group], outputs: Sequence[Output], family: str, ho
 
 
 def affected(label: Labels, case: GridCase) -> Bool:
-    """Buses that an anomaly affects; the ends of affected branches count, since a bus list is what an operator gets."""
-    out = label.node_N.copy()
-    branches = np.flatnonzero(label.edge_E)
-    out[case.f_bus[branches]] = out[case.t_bus[branches]] = True
-    return out
+    """Buses that an anomaly concerns: what the bus head is trained on."""
+    return label.buses(np.stack([case.f_bus, case.t_bus]))
 
 
 def _d_eff(groups: Sequence[Group], family: str) -> F64:

@@ -186,7 +186,8 @@ def collate(
     batch.y_dist = _f32([label.disturbance for label in labels])
     batch.severity = _f32([label.severity for label in labels])
     batch.y_type = torch.tensor([label.type for label in labels], dtype=torch.int64)
-    batch.y_node = _f32(np.concatenate([label.node_N for label in labels]))
+    concerned = [label.buses(np.asarray(case.edge_index)) for label, case in zip(labels, cases, strict=True)]
+    batch.y_node = _f32(np.concatenate(concerned))
     batch.y_edge = _f32(np.concatenate([label.edge_E for label in labels]))
     batch.state = _f32(np.concatenate([item.state_N2 for item in items]))
     batch.pairs = _pairs(items)
