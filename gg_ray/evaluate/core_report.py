@@ -17,7 +17,8 @@ import numpy as np
 
 from gg_ray.evaluate import figures, results
 from gg_ray.evaluate.core_claims import Claim
-from gg_ray.evaluate.core_plan import ADAPTIVE, NATURAL, SUITES, CoreSizes
+from gg_ray.evaluate.core_costs import Cost, cost_line
+from gg_ray.evaluate.core_plan import ADAPTIVE, CHANGES, NATURAL, SUITES, CoreSizes
 from gg_ray.evaluate.core_tables import STEALTHY, CoreRow
 from gg_ray.evaluate.report import LOWER_IS_BETTER
 from gg_ray.evaluate.results import CONTROLS, FIGURES, MACRO, POOLED, REFERENCES, VERIFIER, Row
@@ -46,6 +47,7 @@ class CoreFindings:
     origin: str
     rows: Sequence[CoreRow]
     claims: Sequence[Claim]
+    costs: Sequence[Cost]
     stop_check: Sequence[str]
     flags: Sequence[str]
     missing: Sequence[str]
@@ -67,6 +69,7 @@ def write_core_report(folder: Path, found: CoreFindings) -> Path:
     parts = [f"# Core benchmark, {found.sizes.name}", ""]
     parts += ["## Stop-check", "", *(f"- {line}" for line in found.stop_check), ""]
     parts += ["## What may be claimed", "", *claim_lines(found.claims), ""]
+    parts += ["## What a change costs", "", *cost_lines(found.costs), ""]
     if found.flags:
         parts += ["## What looks wrong", "", *(f"- {line}" for line in found.flags), ""]
     parts += ["## What is missing", "", *(f"- {line}" for line in found.missing or ["nothing"]), ""]
@@ -112,6 +115,38 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
     lines = markdown(head, body)
     if any(claim.seeds < 2 for claim in claims):
         lines += ["", "Claims with one seed per fold hold for these trained networks, not for training them again."]
+    return lines
+
+
+def cost_lines(costs: Sequence[Cost]) -> list[str]:
+    """A table of methods by change: average precision on s0-known and after it, and its loss."""
+    if not costs:
+        return ["Nothing: no part with a change was scored."]
+    names = [name for name in CHANGES if any(cost.suite == name for cost in costs)]
+    own = {(cost.method, cost.suite): cost for cost in costs}
+    before = {cost.method: cost.before for cost in costs}
+    ordered = order_of(list(before), before, less=False)
+    body = []
+    for method in ordered:
+        cells = [f"{before[method]:.3f}"]
+        for name in names:
+            cost = own.get((method, name))
+            if cost is None:
+                cells += ["-", "-"]
+                continue
+            interval = "" if cost.low is None else f" [{cost.low:+.1%}, {cost.high:+.1%}]"
+            cells += [f"{cost.after:.3f}", f"{cost.loss:+.1%}{interval}"]
+        body.append([method, *cells])
+    head = ["AUPRC of windows", "s0-known", *(word for name in names for word in (CHANGES[name], "loss [95 %]"))]
+    line = cost_line(costs)
+    seeds = {cost.seeds for cost in costs if cost.method == VERIFIER}
+    lines = [*([line, ""] if line else []), *markdown(head, body), ""]
+    lines.append(
+        "Loss is 1 - (after / s0-known); negative where the change helped. Lost meters are taken from the very windows"
+        " of s0-known, and what the oracle loses there no method can keep."
+    )
+    if seeds and min(seeds) < 2:
+        lines.append("With one seed per fold the intervals hold for these trained networks.")
     return lines
 
 
@@ -236,6 +271,7 @@ def _json(found: CoreFindings) -> str:
         "seed": found.seed, "commit": found.commit, "origin": found.origin,
         "budget": {name: dict(own) for name, own in found.budgets.items()},
         "stop_check": list(found.stop_check), "claims": [asdict(claim) for claim in found.claims],
+        "costs": [asdict(cost) for cost in found.costs],
         "flags": list(found.flags), "missing": list(found.missing), "machine": dict(found.machine),
         "command": found.command,
     }  # fmt: skip

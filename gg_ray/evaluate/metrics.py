@@ -419,3 +419,15 @@ def oracle_scores(d_eff: ArrayLike, rng: np.random.Generator) -> tuple[F64, F64]
     """Scores of that test: as many negatives from N(0, 1) as positives from N(d_eff, 1), for the ceiling row."""
     d_B = _scores(d_eff, "d_eff")
     return rng.standard_normal(d_B.size), d_B + rng.standard_normal(d_B.size)
+
+
+def oracle_auprc(d_eff: ArrayLike, prevalence: float) -> float:
+    """Average precision of that test on a mixture of deviations: negatives N(0, 1), positives N(d_eff, 1).
+
+    The sum over recall in steps of a hundredth of a standard deviation of the threshold.
+    """
+    d_B = _scores(d_eff, "d_eff")
+    threshold = np.arange(d_B.max() + 9.0, -9.0, -0.01)
+    recall = ndtr(d_B[:, None] - threshold).mean(axis=0)
+    share = prevalence * recall + (1.0 - prevalence) * ndtr(-threshold)
+    return float((np.diff(recall, prepend=0.0) * prevalence * recall / share).sum())
