@@ -158,12 +158,14 @@ def averaged(rows: Sequence[CoreRow], name: str) -> float | None:
 
 def order_of(methods: Sequence[str], value: Mapping[str, float | None], less: bool) -> list[str]:
     """Ours and its controls, then baselines from best to worst, then random, untrained, oracle."""
-    fixed = (VERIFIER, *CONTROLS, *REFERENCES)
-    rest = [m for m in dict.fromkeys(methods) if m not in fixed]
-    rest.sort(key=lambda m: (value.get(m) is None, (1 if less else -1) * (value.get(m) or 0.0)))
-    present = set(methods)
-    front = [m for m in (VERIFIER, *CONTROLS) if m in present]
-    return [*front, *rest, *(m for m in REFERENCES if m in present)]
+    order = (VERIFIER, *CONTROLS, "", *REFERENCES)
+
+    def place(method: str) -> tuple[int, bool, float]:
+        known = _base(method) in order
+        merit = value.get(method)
+        return order.index(_base(method) if known else ""), merit is None, (1 if less else -1) * (merit or 0.0)
+
+    return sorted(dict.fromkeys(methods), key=place)
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -217,7 +219,12 @@ def _table(rows: Sequence[CoreRow], columns: Sequence[str], title: str) -> list[
 
 def _contends(method: str) -> bool:
     """Whether a row may be the best: chance, the untrained network and the ceiling may not, under attack either."""
-    return method.partition(" (")[0] not in REFERENCES
+    return _base(method) not in REFERENCES
+
+
+def _base(method: str) -> str:
+    """The method behind a row of s7-adaptive, which names the attacked row too."""
+    return method.partition(" (")[0]
 
 
 def _by(rows: Sequence[CoreRow], what: str, columns: Sequence[str]) -> list[str]:
@@ -289,12 +296,14 @@ def _figures(folder: Path, rows: Sequence[CoreRow]) -> list[str]:
         _heat(r.row.method, f"{r.suite} days", None, r.row.event_recall) for r in _means(rows, "timelines", POOLED)
     ]
     held = [r.row for r in rows if r.suite in ("s3-families", "s5-both") and r.kind == "windows"]
-    families = {(row.method, row.family) for row in held if row.family not in (MACRO, STEALTHY)}
+    families = sorted({row.family for row in held} - {MACRO, STEALTHY}, key=results.family_order)
+    methods = order_of([row.method for row in held], {}, less=False)
     by_family = [
-        Row(method=m, family=f, recall_at_fpr=float(np.mean([
+        Row(method=m, family=f, recall_at_fpr=float(np.mean(values)))
+        for m in methods for f in families
+        if (values := [
             row.recall_at_fpr for row in held if (row.method, row.family) == (m, f) and row.recall_at_fpr is not None
-        ])))
-        for m, f in sorted(families)
+        ])
     ]  # fmt: skip
     wanted = (
         ("suites.png", "Balanced accuracy of windows, by suite", suites, "balanced_accuracy"),
