@@ -21,6 +21,7 @@ from gg_ray.evaluate import results
 from gg_ray.evaluate.core_plan import CHANGES, SUITES, Suite
 from gg_ray.evaluate.core_tables import Tables
 from gg_ray.evaluate.metrics import oracle_auprc
+from gg_ray.evaluate.ranking import average_precisions
 from gg_ray.records import F64, FOLDS, I64
 
 BEFORE = "s0-known"
@@ -156,23 +157,8 @@ def _precision(
         weight = np.concatenate(
             [draws.weights(f"{where} {kind}", int((kinds == kind).sum())) for kind in names], axis=1
         )
-        values.append(average_precisions(score[own], weight, negative, negative_weight))
+        values.append(average_precisions(score[own], weight, negative, negative_weight, _PREVALENCE))
     return np.asarray(np.mean(values, axis=0))
-
-
-def average_precisions(
-    positive_B: F64, weight_SB: F64, negative_B: F64, negative_SB: F64, prevalence: float = _PREVALENCE
-) -> F64:  # fmt: skip
-    """[S] average precision of weighted samples, classes re-weighted to a prevalence (metrics.auprc, many at once)."""
-    score = np.concatenate([positive_B, negative_B])
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.diff(score[order]) != 0, True)
-    hits = np.cumsum(np.concatenate([weight_SB, np.zeros_like(negative_SB)], axis=1)[:, order], axis=1)[:, last]
-    false = np.cumsum(np.concatenate([np.zeros_like(weight_SB), negative_SB], axis=1)[:, order], axis=1)[:, last]
-    recall = hits / hits[:, -1:]
-    share = prevalence * recall + (1.0 - prevalence) * false / false[:, -1:]
-    precision = np.divide(prevalence * recall, share, out=np.zeros_like(share), where=share > 0)
-    return np.asarray((np.diff(recall, axis=1, prepend=0.0) * precision).sum(axis=1))
 
 
 def _cost(method: str, suite: str, before: Folds, after: Folds, draws: _Draws) -> Cost | None:
