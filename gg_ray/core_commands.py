@@ -15,7 +15,7 @@ import torch
 
 from gg_ray import provenance
 from gg_ray.config import ConfigError, RunConfig
-from gg_ray.core_runs import DETECTOR_SEED, RUNS, Benchmark, loaded, run_names
+from gg_ray.core_runs import DETECTOR_SEED, RUNS, Benchmark, loaded, run_names, unequal
 from gg_ray.core_work import in_processes
 from gg_ray.evaluate.core_claims import claims, flags, missing_folds, stop_check
 from gg_ray.evaluate.core_costs import cost_line, costs
@@ -61,7 +61,7 @@ def evaluate_core(
     tables = Tables(job.cells, sizes, job.scorers)
     claimed, changed = claims(tables, DETECTOR_SEED), costs(tables, DETECTOR_SEED)
     rows = tables.rows
-    wrong = [*flags(rows), *found.unequal()]
+    wrong = [*flags(rows), *unequal(found.runs)]
     frozen = job.manifest.reference
     report = write_core_report(
         folder,

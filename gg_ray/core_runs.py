@@ -78,15 +78,6 @@ class Benchmark:
             self.folder, self.sizes, self.contexts, self.scorers, note, DETECTOR_SEED, self._attack(note)
         )  # fmt: skip
 
-    def unequal(self) -> list[str]:
-        """Runs of a control's arm whose budget is not that of the run they stand beside."""
-        lines = []
-        for run in self.runs:
-            for other in self.runs:
-                if results.VERIFIER in run.networks and results.VERIFIER not in other.networks and _pair(run, other):
-                    lines += _difference(run, other)
-        return lines
-
     def _attack(self, note: Note) -> Callable[[Scorer, str, str, int], list[Program]]:
         """The exploiter of suite s7-adaptive, with the settings of the run that it attacks."""
         by_key = {run.key: run for run in self.runs}
@@ -215,6 +206,16 @@ def _is_control(run: Run) -> bool:
 
 def _pair(run: Run, other: Run) -> bool:
     return all(run.about[name] == other.about[name] for name in ("fold", "seed"))
+
+
+def unequal(runs: Sequence[Run]) -> list[str]:
+    """Runs of a control's arm whose budget is not that of the run they stand beside, a line each."""
+    lines = []
+    for run in runs:
+        for other in runs:
+            if not _is_control(run) and _is_control(other) and _pair(run, other):
+                lines += _difference(run, other)
+    return lines
 
 
 def _difference(run: Run, other: Run) -> list[str]:
