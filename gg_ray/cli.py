@@ -134,7 +134,9 @@ class EvaluateOptions:
     """Run whose registry holds the model (name under runs/, or a path); the last trained one when not given. Suite core
     takes one run per fold: names separated by commas, or a pattern such as 'bench-*'."""
     preset: str = "small"
-    """Sizes of suite core: small (minutes) or full."""
+    """Sizes of suite core: small (minutes), desk (hours, two cores) or full."""
+    workers: int = 1
+    """Suite core: processes, each with one grid at a time."""
     out: Path | None = None
     """Where results.json, report.md and the figures go; RUN/evaluation when not given, for core runs/core-PRESET."""
     cases: tuple[str, ...] = ()
@@ -159,11 +161,15 @@ def evaluate(args: Sequence[str]) -> int:
         return with_data_dir(config, os.environ, DATA_DIR)
 
     if options.suite == CORE_SUITE:
-        from gg_ray.benchmark_commands import evaluate_core
+        from gg_ray.core_commands import evaluate_core
 
         if options.cases or options.windows is not None or options.days is not None:
             raise ConfigError(f"suite {CORE_SUITE} is frozen: leave --cases, --windows and --days out, use --preset")
-        return evaluate_core(options.model, options.run, options.preset, options.out, with_data)
+        return evaluate_core(
+            options.model, options.run, options.preset, options.out, options.workers, with_data
+        )  # fmt: skip
+    if options.workers != 1:
+        raise ConfigError(f"--workers belongs to suite {CORE_SUITE}; other suites take --parallel or --no-parallel")
     if options.suite == OUTSIDE_SUITE:
         from gg_ray.benchmark_commands import evaluate_outside
 

@@ -17,7 +17,7 @@ from gg_ray.verifier.features import Prepared
 SOURCE = ClimatologySource()
 TINY = CoreSizes(
     name="tiny", seen=("case14",), unseen=(), windows=2, negatives=12, validation=24, days=2, validation_days=1,
-    stride=16, attacks=1,
+    stride=16, attacks=1, attacked_seeds=2,
 )  # fmt: skip
 
 
@@ -46,11 +46,19 @@ def classical() -> Scorer:
     return Scorer(key=CLASSICAL, identity="tests", methods=methods, about={})
 
 
-def run_of(fold: int, *, gain: float = 1.0, identity: str = "a", seed: int = 0) -> Scorer:
-    """A run with a Verifier, its control and an untrained row."""
-    methods = (Residual("verifier", gain), Residual("uniform", 0.5), Residual("untrained", 0.0))
+def untrained() -> Scorer:
+    """The untrained network of all seeds."""
+    return Scorer(key="untrained-0", identity="u", methods=(Residual("untrained", 0.0),), about={})
+
+
+def run_of(fold: int, *, gain: float = 1.0, identity: str = "a", seed: int = 0, arm: str = "") -> Scorer:
+    """A run with a Verifier and its control, beside the untrained network; or a run of a control's arm."""
+    methods = (Residual(arm, 0.7),) if arm else (Residual("verifier", gain), Residual("uniform", 0.5))
     about = {"fold": fold, "model": f"m{fold}", "seed": seed, "commit": "c", "learner_steps": 1, "executor_calls": 2}
-    return Scorer(key=f"f{fold}s{seed}", identity=identity, methods=methods, about=about)
+    return Scorer(
+        key=f"f{fold}s{seed}{arm}", identity=identity, methods=methods, about=about,
+        beside=() if arm else ("untrained-0",),
+    )  # fmt: skip
 
 
 def job(

@@ -14,6 +14,7 @@ from core_fakes import TINY as TWO_DAYS
 
 from gg_ray.config import ConfigError
 from gg_ray.evaluate import core_job, core_manifest
+from gg_ray.evaluate.core_changes import make_part
 from gg_ray.evaluate.core_job import CoreRun
 from gg_ray.evaluate.core_manifest import Digest, Manifest, SuiteChanged
 from gg_ray.evaluate.core_plan import HARD_D, PRESETS, sizes_of
@@ -31,10 +32,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("core")
     made, said = job(folder, [classical(), run_of(0)], TINY)
     made.classical_first()
-    assert [path.name.split(".")[-2] for path in (folder / "cells").glob("*.classical.json")] == ["classical"] * 5
+    assert len(list((folder / "cells").glob("*.classical.json"))) == 4, "the parts that the stop-check reads"
     assert not list((folder / "cells").glob("*.f0s0.json")), "the stop-check needs no network"
     made.complete()
-    assert said[-1].startswith("[18/18 cells] ")
+    assert said[-1].startswith("[26/26 cells] ")
     return folder
 
 
@@ -101,7 +102,7 @@ def test_a_killed_run_goes_on_where_it_was(finished: Path, tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         finish(tmp_path, classical(), run_of(0))
     monkeypatch.undo()
-    assert len(contents(tmp_path)) == 8, "four parts: facts and the detectors' cell"
+    assert len(contents(tmp_path)) == 12, "four parts: facts, the detectors' cell and the run's"
     monkeypatch.setattr(CoreRun, "_days", no_pool)
     with pytest.raises(AssertionError, match="pool"):
         finish(tmp_path, classical(), run_of(0))
@@ -175,18 +176,15 @@ def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
 
 
 def test_the_small_suite_is_the_frozen_one() -> None:
-    """Three parts of the packaged manifest, made anew: whoever moves a seed, a law or a meter hears of it here."""
+    """Five parts of the packaged manifest, made anew: whoever moves a seed, a law or a meter hears of it here."""
     sizes = sizes_of("small")
     reference = core_manifest.frozen("small", SOURCE.origin)
     assert reference is not None
     assert json.loads(json.dumps(dataclasses.asdict(sizes))) == reference["sizes"]
     maker = PoolMaker("case14", sizes, SOURCE)
-    for part in ("negatives", "standard", "composed"):
+    for part in ("negatives", "standard", "composed", "outages-negatives", "meters"):
         digest = Digest()
-        if part == "negatives":
-            maker.benign(part, digest)
-        else:
-            maker.positives(part, digest)
+        make_part(maker, part, digest)
         assert digest.entry() == reference["parts"][f"windows/case14/{part}"], part
 
 
@@ -200,6 +198,34 @@ def test_a_run_is_held_against_the_frozen_manifest(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(core_manifest, "frozen", lambda preset, origin: {**held, "seed": 1})
     with pytest.raises(SuiteChanged, match="seed differs from the frozen manifest"):
         Manifest(tmp_path / "manifest.json", TINY, "climatology")
+
+
+def test_a_grid_of_its_own_process_leaves_the_same_folder(finished: Path, tmp_path: Path) -> None:
+    """What a process writes beside the manifest is taken over by the next one, and the file goes."""
+    made, _ = job(tmp_path, [classical(), run_of(0)], TINY)
+    made.manifest.shard("case14")
+    made.grid("case14")
+    assert not (tmp_path / "manifest.json").exists()
+    after, said = job(tmp_path, [classical(), run_of(0)], TINY)
+    after.manifest.adopt(TINY.cases)
+    after.complete()
+    assert said == [], "nothing is missing"
+    assert contents(tmp_path) == contents(finished)
+    assert (tmp_path / "manifest.json").read_text() == (finished / "manifest.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "manifest.json"]
+
+
+def test_only_the_lowest_seeds_of_a_fold_are_attacked(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(TINY, attacked_seeds=1)
+    scorers = [
+        classical(),
+        *(run_of(fold, seed=seed) for fold in (0, 2) for seed in (4, 3)),
+        run_of(0, seed=3, arm="plr"),
+    ]
+    made, _ = job(tmp_path, scorers, sizes, exploit=lambda *_: [])
+    assert [(scorer.key, method) for scorer, method in made.attacks()] == [
+        ("f0s3", "verifier"), ("f0s3", "uniform"), ("f2s3", "verifier"), ("f2s3", "uniform"), ("f0s3plr", "plr"),
+    ]  # fmt: skip
 
 
 # --- what the pools hold ----------------------------------------------------------------------------------------------

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from core_fakes import TINY, classical, job, run_of
+from core_fakes import TINY, classical, job, run_of, untrained
 
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.core_claims import claims, flags, missing_folds, stop_check
+from gg_ray.evaluate.core_costs import costs
 from gg_ray.evaluate.core_job import CLASSICAL
 from gg_ray.evaluate.core_plan import PRESETS, SUITES
 from gg_ray.evaluate.core_report import CoreFindings, order_of, write_core_report
@@ -24,8 +24,8 @@ from gg_ray.records import FOLDS
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    """One fold with two seeds."""
-    scorers = [classical(), run_of(0), run_of(0, gain=3.0, seed=1)]
+    """One fold with two seeds, one of them with a run of rank replay."""
+    scorers = [classical(), untrained(), run_of(0), run_of(0, gain=3.0, seed=1), run_of(0, arm="plr")]
     made, _ = job(tmp_path_factory.mktemp("tables"), scorers)
     made.complete()
     return Tables(made.cells, TINY, scorers)
@@ -68,13 +68,21 @@ def test_random_untrained_and_ceiling_stand_in_every_window_table(tables: Tables
     for r in tables.rows:
         if r.kind == "windows" and r.row.family == MACRO:
             groups.setdefault((r.suite, r.fold, r.case), set()).add(r.row.method)
-    assert {suite for suite, _, _ in groups} == {"s0-known", "s1-hard", "s2-composed", "s3-families"}
-    assert all({"random", "untrained", ORACLE, "verifier", "uniform", "chi2", "lnr"} <= m for m in groups.values())
+    assert {suite for suite, _, _ in groups} == {
+        "s0-known", "s1-hard", "s2-composed", "s3-families", "s8-outages", "s9-meters",
+    }  # fmt: skip
+    rows = {"random", "untrained", ORACLE, "verifier", "uniform", "plr", "chi2", "lnr"}
+    assert all(rows <= methods for methods in groups.values())
+    days = [r for r in tables.rows if r.kind == "timelines" and r.row.family == POOLED]
+    assert {r.suite for r in days} == {"s0-known", "s1-hard", "s2-composed", "s3-families"}
+    for suite in {r.suite for r in days}:
+        assert rows <= {r.row.method for r in days if r.suite == suite}
+    assert all((r.row.event_recall or 0.0) > 0.5 for r in days if r.row.method == ORACLE)
 
 
 def test_rows_of_detectors_come_once_per_fold_and_those_of_runs_per_seed(tables: Tables) -> None:
     names = [
-        (r.suite, r.kind, r.case, r.fold, r.seed if r.row.method in ("verifier", "uniform", "untrained") else -1,
+        (r.suite, r.kind, r.case, r.fold, r.seed if r.row.method in ("verifier", "uniform", "plr", "untrained") else -1,
          r.row.method, r.row.family)
         for r in tables.rows
     ]  # fmt: skip
@@ -98,7 +106,8 @@ def day(onset: int, end: int, family: str = "S1", natural: list[list[int]] | Non
 
 def told(score: list[float], node: list[float] | None = None) -> dict:
     node = node or score
-    return {"score": score, "node_max": node, "node_top": sorted(node, reverse=True), "node_count": len(node)}
+    event = [max(node[40:44])]
+    return {"score": score, "node_event": event, "node_top": sorted(node, reverse=True), "node_count": len(node)}
 
 
 def test_timeline_figures_by_hand() -> None:
@@ -181,6 +190,7 @@ def test_the_stop_check_reads_the_detectors_alone_and_fails_where_it_must(
 def test_claims_are_paired_and_adjusted(tables: Tables) -> None:
     found = claims(tables, 0)
     assert {c.hypothesis for c in found} == {"H1", "H2", "H3"}
+    assert {(c.theirs, c.seeds) for c in found if c.hypothesis == "H3"} == {("uniform", 2), ("plr", 1)}
     assert {c.theirs for c in found if c.hypothesis == "H1"} == {"chi2", "lnr"}, "only rivals that were run"
     assert all(c.p_holm >= c.difference.p for c in found)
     [lnr] = [c for c in found if (c.hypothesis, c.theirs) == ("H1", "lnr")]
@@ -219,7 +229,8 @@ def test_training_that_did_not_help_and_chance_off_one_half_are_said() -> None:
 
 def test_the_report_holds_every_row_of_the_contract(tables: Tables, tmp_path: Path) -> None:
     found = CoreFindings(
-        sizes=TINY, origin="climatology", rows=tables.rows, claims=claims(tables, 0), stop_check=stop_check(tables),
+        sizes=TINY, origin="climatology", rows=tables.rows, claims=claims(tables, 0), costs=costs(tables, 0),
+        stop_check=stop_check(tables),
         flags=["something"], missing=missing_folds(tables), budgets={"f0s0": {"learner_steps": 1.0}},
         command="gg-ray x", commit="c", seed=0, machine={"cores": 2}, frozen="none",
     )  # fmt: skip
@@ -229,7 +240,14 @@ def test_the_report_holds_every_row_of_the_contract(tables: Tables, tmp_path: Pa
     assert len(content["rows"]) == len(tables.rows)
     assert all({"method", "family", "suite", "case", "fold", *results.FIGURES} <= set(row) for row in content["rows"])
     assert text.index("## Stop-check") < text.index("## What may be claimed") < text.index("## s0-known")
-    for words in ("fold 2 has no run", "something", "oracle", "## s6-natural"):
+    for words in (
+        "fold 2 has no run",
+        "something",
+        "oracle",
+        "## s6-natural",
+        "## What a change costs",
+        "## s9-meters",
+    ):
         assert words in text
     for name in ("suites.png", "events.png", "unknown_families.png"):
         assert (tmp_path / name).stat().st_size > 1_000
@@ -245,5 +263,8 @@ def test_methods_stand_in_the_order_of_a_reader() -> None:
 
 def test_suites_ask_different_things() -> None:
     asked = [(s.part, s.seen_grid, s.held_out) for s in SUITES.values() if s.part]
-    assert len(asked) == len(set(asked)) == 6
-    assert all(dataclasses.replace(sizes).parts(sizes.unseen[0]) == ("standard",) for sizes in PRESETS.values())
+    assert len(asked) == len(set(asked)) == 8
+    for sizes in PRESETS.values():
+        assert sizes.window_parts(sizes.unseen[0]) == ("validation", "negatives", "standard")
+        assert {s.part for s in SUITES.values() if s.part} <= set(sizes.window_parts(sizes.seen[0]))
+        assert {s.negatives for s in SUITES.values()} <= set(sizes.window_parts(sizes.seen[0]))

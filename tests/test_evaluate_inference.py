@@ -81,3 +81,29 @@ def test_unequal_episodes_and_nothing_are_refused() -> None:
         paired(np.ones(3), np.ones(4))
     with pytest.raises(MetricError, match="no stratum"):
         difference([], np.random.default_rng(0))
+
+
+def test_strata_that_share_episodes_or_networks_are_not_independent_evidence() -> None:
+    """Four folds of one pool are no more certain than one fold; four grids of their own are."""
+    rng = np.random.default_rng(2)
+    ours = (rng.random((3, 200)) < np.array([[0.4], [0.6], [0.8]])).astype(float)
+
+    def width(**names: object) -> float:
+        strata = [
+            Paired(ours, 0 * ours, mean_of, **{k: v(i) if callable(v) else v for k, v in names.items()})
+            for i in range(4)
+        ]
+        found = difference(strata, np.random.default_rng(0), 400)
+        return found.high - found.low
+
+    alone = difference([Paired(ours, 0 * ours, mean_of)], np.random.default_rng(0), 400)
+    shared = width(networks="fold 0", blocks=(("pool", 200),))
+    assert shared == pytest.approx(alone.high - alone.low, rel=0.2)
+    assert width() < 0.65 * shared
+    networks = width(networks="fold 0", blocks=lambda i: ((f"pool {i}", 200),))
+    assert width() < networks < shared + 1e-9
+
+
+def test_blocks_must_make_up_the_episodes() -> None:
+    with pytest.raises(MetricError, match="sizes must add up"):
+        Paired(np.ones((1, 5)), np.ones((1, 5)), mean_of, "", (("a", 2), ("b", 2)))

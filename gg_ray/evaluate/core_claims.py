@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.core_job import CLASSICAL, adaptive_part
 from gg_ray.evaluate.core_plan import ALARM_RATES, SUITES
+from gg_ray.evaluate.core_score import Scorer
 from gg_ray.evaluate.core_tables import CoreRow, Tables, behaviour_cells, cvar_over_cells
-from gg_ray.evaluate.inference import Difference, Paired, Unpaired, difference, holm, mean_of
+from gg_ray.evaluate.inference import Block, Difference, Paired, Unpaired, difference, holm, mean_of
 from gg_ray.evaluate.job import CLASSICAL as PHYSICS
 from gg_ray.evaluate.report import LEAK_MARGIN
 from gg_ray.evaluate.results import MACRO, REFERENCES, UNIFORM, VERIFIER
@@ -94,7 +96,8 @@ def _sets(tables: Tables, fold: int, case: str) -> Iterator[tuple[str, str, I64]
         at = tables.members(suite, fold, case)
         facts = tables.facts("windows", case, str(suite.part))
         for family in sorted({facts[i]["family"] for i in at}, key=results.family_order):
-            yield name, family, np.array([i for i in at if facts[i]["family"] == family], dtype=np.int64)
+            own = np.array([i for i in at if facts[i]["family"] == family], dtype=np.int64)
+            yield name, family, _in_blocks(facts, own, "")[0]
 
 
 # --- hypotheses -----------------------------------------------------------------------------------------------------
@@ -125,13 +128,29 @@ def claims(tables: Tables, seed: int) -> list[Claim]:
 
 
 def _runs_of(tables: Tables, rival: str) -> dict[int, list[tuple[str, str]]]:
-    """By fold: (run, scorer of the rival) where both rows exist."""
+    """By fold: (run, scorer of the rival) where both rows exist.
+
+    A control comes from the run itself, or else from a run of the same fold and seed that was trained as that arm.
+    """
     out: dict[int, list[tuple[str, str]]] = {}
     for run in tables.runs:
-        own = [m.name for m in run.methods]
-        if VERIFIER in own and (rival in own or rival not in (*results.CONTROLS, *REFERENCES)):
-            out.setdefault(int(run.about["fold"]), []).append((run.key, run.key if rival in own else CLASSICAL))
+        names = [m.name for m in run.methods]
+        if VERIFIER not in names:
+            continue
+        whose = CLASSICAL
+        if rival in results.CONTROLS:
+            same = [run, *(r for r in tables.runs if _twin_of(r, run))]
+            having = [r.key for r in same if rival in [m.name for m in r.methods]]
+            if not having:
+                continue
+            whose = having[0]
+        out.setdefault(int(run.about["fold"]), []).append((run.key, whose))
     return out
+
+
+def _twin_of(other: Scorer, run: Scorer) -> bool:
+    """Whether another run has the fold and the seed of this one."""
+    return all(other.about[name] == run.about[name] for name in ("fold", "seed"))
 
 
 def _hits(tables: Tables, rival: str) -> list[Paired]:
@@ -147,8 +166,23 @@ def _hits(tables: Tables, rival: str) -> list[Paired]:
                     if found is not None:
                         rows[side].append(found)
             if rows[0] and len(rows[0]) == len(rows[1]):
-                out.append(Paired(np.stack(rows[0]), np.stack(rows[1]), mean_of))
+                blocks: tuple[Block, ...] = ((f"{case} negatives", len(tables.facts("windows", case, "negatives"))),)
+                for suite, _, at in sets:
+                    part = str(SUITES[suite].part)
+                    blocks += _in_blocks(tables.facts("windows", case, part), at, f"{case} {part}")[1]
+                out.append(Paired(np.stack(rows[0]), np.stack(rows[1]), mean_of, f"fold {fold}", blocks))
     return out
+
+
+def _in_blocks(facts: Sequence[Mapping[str, Any]], at: I64, where: str) -> tuple[I64, tuple[Block, ...]]:
+    """Positions with episodes of one kind side by side, and these kinds as blocks that all folds share.
+
+    A kind is a set of families that must be known: a fold has all episodes of a kind or none.
+    """
+    kinds = np.array(["+".join(facts[i]["needs"]) for i in at])
+    names, counts = np.unique(kinds, return_counts=True)
+    blocks = tuple((f"{where} {name}", int(count)) for name, count in zip(names, counts, strict=True))
+    return at[np.argsort(kinds, kind="stable")], blocks
 
 
 def _weighted(
@@ -174,10 +208,11 @@ def _events(tables: Tables, rival: str) -> list[Paired]:
         for name, cases in (("s3-families", tables.sizes.seen), ("s5-both", tables.sizes.unseen)):
             for case in cases:
                 at = tables.members(SUITES[name], fold, case, "timelines")
-                facts = tables.facts("timelines", case, str(SUITES[name].part))
-                families = np.array([facts[i]["fact"]["family"] for i in at])
                 if not at.size:
                     continue
+                facts = [day["fact"] for day in tables.facts("timelines", case, str(SUITES[name].part))]
+                at, blocks = _in_blocks(facts, at, f"{case} days")
+                families = np.array([facts[i]["family"] for i in at])
                 names, counts = np.unique(families, return_counts=True)
                 size = dict(zip(names.tolist(), counts.tolist(), strict=True))
                 weight = np.array([at.size / (names.size * size[f]) for f in families.tolist()])
@@ -190,7 +225,8 @@ def _events(tables: Tables, rival: str) -> list[Paired]:
                     if tables.records("timelines", case, "standard", run)
                 ]
                 if pairs:
-                    out.append(Paired(np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs]), mean_of))
+                    ours, theirs = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+                    out.append(Paired(ours, theirs, mean_of, f"fold {fold}", blocks))
     return out
 
 
@@ -208,17 +244,22 @@ def _found(tables: Tables, case: str, scorer: str, method: str, at: I64) -> F64:
 def _tails(tables: Tables, rival: str) -> list[Paired]:
     """H3: recall of the worst fifth of the behaviour cells, all twelve families of the standard part."""
     out = []
-    for runs in _runs_of(tables, rival).values():
+    for fold, runs in _runs_of(tables, rival).items():
         for case in tables.sizes.seen:
-            cells = behaviour_cells(tables.facts("windows", case, "standard"))
+            facts = tables.facts("windows", case, "standard")
+            order, blocks = _in_blocks(facts, np.arange(len(facts)), f"{case} standard")
+            cells = behaviour_cells(facts)[order]
 
             def worst(values_B: F64, drawn: I64, cells: I64 = cells) -> float:
                 return cvar_over_cells(values_B[drawn], cells[drawn])
 
-            rows = [[_flags(tables, case, "standard", key, m) for key, m in ((run, VERIFIER), (scorer, rival))]
-                    for run, scorer in runs]  # fmt: skip
+            rows = [
+                [_flags(tables, case, "standard", key, m)[order] for key, m in ((run, VERIFIER), (scorer, rival))]
+                for run, scorer in runs
+            ]
             if rows and cells.size:
-                out.append(Paired(np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows]), worst))
+                ours, theirs = (np.stack([row[side] for row in rows]) for side in (0, 1))
+                out.append(Paired(ours, theirs, worst, f"fold {fold}", blocks))
     return out
 
 
@@ -226,12 +267,12 @@ def _attacked(tables: Tables) -> list[Unpaired]:
     """H4: recall of each on the windows of its own exploiter."""
     case = tables.sizes.seen[0]
     out = []
-    for run in tables.runs:
+    for run, rival in (pair for pairs in _runs_of(tables, UNIFORM).values() for pair in pairs):
         sides = []
-        for method in (VERIFIER, UNIFORM):
-            part = adaptive_part(run.key, method)
-            if method in tables.records("windows", case, part, run.key):
-                sides.append(_flags(tables, case, part, run.key, method))
+        for key, method in ((run, VERIFIER), (rival, UNIFORM)):
+            part = adaptive_part(key, method)
+            if method in tables.records("windows", case, part, key):
+                sides.append(_flags(tables, case, part, key, method))
         if len(sides) == 2 and all(side.size for side in sides):
             out.append(Unpaired(sides[0], sides[1]))
     return out
@@ -284,7 +325,7 @@ def _of_group(where: str, by_method: Mapping[str, CoreRow]) -> list[str]:
 
 def missing_folds(tables: Tables) -> list[str]:
     """Folds without a run, and which families of windows nothing is therefore said about."""
-    have = {int(run.about["fold"]) for run in tables.runs}
+    have = {int(run.about["fold"]) for run in tables.runs if VERIFIER in [m.name for m in run.methods]}
     return [
         f"fold {fold} has no run: families {', '.join(sorted(FOLDS[fold]))} were not tested as unknown ones; train one"
         f" with gg-ray train --scenario.fold {fold} --name bench-f{fold}"

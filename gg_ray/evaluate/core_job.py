@@ -10,7 +10,7 @@ Pools are made one part at a time and go when every scorer has seen them; what i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ import numpy as np
 from gg_ray.baselines import catalogue
 from gg_ray.evaluate import results
 from gg_ray.evaluate.core_cells import Cells, Kind
+from gg_ray.evaluate.core_changes import make_part
 from gg_ray.evaluate.core_manifest import Digest, Manifest
 from gg_ray.evaluate.core_plan import CoreSizes
 from gg_ray.evaluate.core_pools import PoolMaker, PoolPart
-from gg_ray.evaluate.core_score import Scorer, day_facts, day_record, validation_records, window_records
+from gg_ray.evaluate.core_score import Scorer, answers, day_facts, day_record, validation_records, window_records
 from gg_ray.evaluate.scoring import DetectorMethod
 from gg_ray.records import Program
 from gg_ray.scenario.context import ContextSource
 
-CLASSICAL = "classical"
+CLASSICAL, RIVALS = "classical", "rivals"
+"""Keys of the detectors: physics tests and chance, which the stop-check reads first; everything that learns."""
 ATTACKED = (results.VERIFIER, results.UNIFORM, results.PLR)
 """Rows of a run that the exploiter is trained against, where the run has them."""
 PER_ATTACK = 0.5
@@ -38,16 +40,24 @@ Exploit = Callable[[Scorer, str, str, int], Sequence[Program]]
 Note = Callable[[str], None]
 
 
-GROUPS: dict[str, tuple[str, ...]] = {"small": ("quick",), "full": ("classical", "statistical", "deep")}
+_STOP_CHECK = ("validation", "negatives", "standard", "hard")
+"""Parts that the stop-check reads."""
+GROUPS: dict[str, tuple[str, ...]] = {
+    "small": ("quick",), "desk": ("classical", "statistical", "deep"), "full": ("classical", "statistical", "deep"),
+}  # fmt: skip
 """Rivals by preset (baselines.catalogue): the deep ones need minutes per grid."""
 
 
-def classical_scorer(preset: str, seed: int) -> Scorer:
+def detector_scorers(preset: str, seed: int) -> list[Scorer]:
     """Detectors that are no Verifier: the one place that says which rows every table has beside the networks."""
-    methods = tuple(DetectorMethod(detector) for detector in catalogue.detectors(GROUPS[preset], seed))
-    return Scorer(
-        key=CLASSICAL, identity=f"seed {seed}: {', '.join(m.name for m in methods)}", methods=methods, about={}
-    )  # fmt: skip
+    found = catalogue.detectors(GROUPS[preset], seed)
+    physics = catalogue.GROUPS["classical"]
+    out = []
+    for key, first in ((CLASSICAL, True), (RIVALS, False)):
+        methods = tuple(DetectorMethod(detector) for detector in found if (detector.name in physics) == first)
+        identity = f"seed {seed}: {', '.join(m.name for m in methods)}"
+        out.append(Scorer(key=key, identity=identity, methods=methods, about={}))
+    return out
 
 
 class CoreRun:
@@ -67,52 +77,76 @@ class CoreRun:
         self.manifest = Manifest(folder / "manifest.json", sizes, contexts.origin)
         self._maker: tuple[str, PoolMaker] | None = None
         self._fit: tuple[str, PoolPart] | None = None
+        self._made: dict[tuple[str, str], tuple[PoolPart, Digest]] = {}
+        """Parts of seen grids that only the detectors have been asked about."""
         self._fitted: set[tuple[str, str]] = set()
         self._done, self._total = self._count()
 
     def classical_first(self) -> None:
-        """Windows of the seen grids under the classical detectors: what the stop-check needs."""
+        """Windows of the seen grids under the physics tests: what the stop-check needs."""
         for case in self.sizes.seen:
-            self._windows(case, [s for s in self.scorers if s.key == CLASSICAL])
+            self._windows(case, [s for s in self.scorers if s.key == CLASSICAL], _STOP_CHECK)
 
     def complete(self) -> None:
         """Everything that is missing: windows, timelines, then the adaptive suite."""
         for case in self.sizes.cases:
-            self._windows(case, self.scorers)
-        for case in self.sizes.cases:
-            for part in ("validation", *self.sizes.parts(case)):
-                self._days(case, part)
-        if self.exploit is not None:
-            for scorer in self.scorers:
-                for method in scorer.methods:
-                    if scorer.about and method.name in ATTACKED:
-                        self._attack(scorer, method.name)
+            self.grid(case)
+        for scorer, method in self.attacks():
+            self.attack(scorer, method)
+
+    def grid(self, case: str) -> None:
+        """Windows and timelines of one grid, which no other grid's need."""
+        self._windows(case, self.scorers, self.sizes.window_parts(case))
+        for part in self.sizes.timeline_parts(case):
+            self._days(case, part)
+
+    def attacks(self) -> list[tuple[Scorer, str]]:
+        """Rows that an exploiter is trained against: of the lowest seeds of every fold."""
+        if self.exploit is None:
+            return []
+        seeds: dict[int, set[int]] = {}
+        for scorer in self.scorers:
+            if scorer.about:
+                seeds.setdefault(int(scorer.about["fold"]), set()).add(int(scorer.about["seed"]))
+        chosen = {fold: sorted(own)[: self.sizes.attacked_seeds] for fold, own in seeds.items()}
+        return [
+            (scorer, method.name) for scorer in self.scorers for method in scorer.methods
+            if scorer.about and method.name in ATTACKED and int(scorer.about["seed"]) in chosen[scorer.about["fold"]]
+        ]  # fmt: skip
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
-    def _windows(self, case: str, scorers: Sequence[Scorer]) -> None:
-        parts = ("validation", "negatives", *self.sizes.parts(case))
+    def _windows(self, case: str, scorers: Sequence[Scorer], parts: Sequence[str]) -> None:
         todo = {part: self._missing("windows", case, part, scorers) for part in parts}
         for part in parts:
             if not todo[part]:
                 continue
-            start, digest, maker = time.monotonic(), Digest(), self._pool(case)
-            benign = part in ("validation", "negatives")
-            made = maker.benign(part, digest) if benign else maker.positives(part, digest)
+            start = time.monotonic()
+            made, digest = self._part(case, part)
             self.manifest.take(f"windows/{case}/{part}", digest)
-            self._keep(case, part, made, digest, todo[part])
+            self._keep(case, part, made, digest.entry()["readings"], todo[part])
+            if len(scorers) < len(self.scorers):
+                self._made[case, part] = made, digest
             self._say(f"windows {case} {part}: {len(made.facts)} windows", len(todo[part]), start)
 
-    def _keep(self, case: str, part: str, made: PoolPart, digest: Digest, scorers: Iterable[Scorer]) -> None:
+    def _part(self, case: str, part: str) -> tuple[PoolPart, Digest]:
+        if (case, part) in self._made:
+            return self._made.pop((case, part))
+        digest = Digest()
+        return make_part(self._pool(case), part, digest), digest
+
+    def _keep(self, case: str, part: str, made: PoolPart, mark: str, scorers: Sequence[Scorer]) -> None:
         """Facts of a part, then a cell per scorer."""
-        mark = digest.entry()["readings"]
         self.cells.write_facts("windows", case, part, mark, [fact.as_json() for fact in made.facts])
         for scorer in scorers:
             self._prepare(case, scorer)
+        told = answers(scorers, made) if made.groups else {scorer.key: {} for scorer in scorers}
+        for scorer in scorers:
+            own = told[scorer.key]
             if part == "validation":
-                records = validation_records(scorer.methods, made)
+                records = validation_records(own)
             else:
-                records = window_records(scorer.methods, made, self._node_thresholds(case, scorer))
+                records = window_records(own, made, self._node_thresholds(case, scorer))
             self.cells.write("windows", case, part, scorer, mark, records)
 
     def _node_thresholds(self, case: str, scorer: Scorer) -> dict[str, float | None]:
@@ -159,12 +193,12 @@ class CoreRun:
 
     # --- adaptive ---------------------------------------------------------------------------------------------------
 
-    def _attack(self, scorer: Scorer, method: str) -> None:
+    def attack(self, scorer: Scorer, method: str) -> None:
         """Suite s7-adaptive against one row of one run, on the first seen grid."""
         assert self.exploit is not None
         case, part = self.sizes.seen[0], adaptive_part(scorer.key, method)
         mark = f"{scorer.identity} {method} {self.sizes.attacks}"
-        asked = [s for s in self.scorers if s.key in (CLASSICAL, scorer.key)]
+        asked = [s for s in self.scorers if s.key in (CLASSICAL, scorer.key, *scorer.beside)]
         todo = [s for s in asked if not self.cells.has("windows", case, part, s, mark)]
         self._done += len(asked) - len(todo)
         if not todo:
@@ -173,11 +207,7 @@ class CoreRun:
         per_family = max(2, round(PER_ATTACK * self.sizes.windows))
         programs = self.exploit(scorer, method, case, per_family)
         made = self._pool(case).written(programs, part, per_family, Digest())
-        self.cells.write_facts("windows", case, part, mark, [fact.as_json() for fact in made.facts])
-        for one in todo:
-            self._prepare(case, one)
-            records = window_records(one.methods, made, self._node_thresholds(case, one)) if made.groups else {}
-            self.cells.write("windows", case, part, one, mark, records)
+        self._keep(case, part, made, mark, todo)
         self._say(f"adaptive {case} against {method} of {scorer.key}: {len(made.facts)} windows", len(todo), start)
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
@@ -196,14 +226,13 @@ class CoreRun:
         """Cells that are there already, and cells in all."""
         done = total = 0
         for case in self.sizes.cases:
-            parts = self.sizes.parts(case)
-            asked: list[tuple[Kind, str]] = [("windows", part) for part in ("validation", "negatives", *parts)]
-            asked += [("timelines", part) for part in ("validation", *parts)]
+            asked: list[tuple[Kind, str]] = [("windows", part) for part in self.sizes.window_parts(case)]
+            asked += [("timelines", part) for part in self.sizes.timeline_parts(case)]
             for kind, part in asked:
                 total += len(self.scorers)
                 done += len(self.scorers) - len(self._missing(kind, case, part, self.scorers))
-        attacks = sum(2 for s in self.scorers if s.about for m in s.methods if m.name in ATTACKED)
-        return done, total + (attacks if self.exploit else 0)
+        known = {CLASSICAL, *(s.key for s in self.scorers)}
+        return done, total + sum(2 + len(known.intersection(s.beside)) for s, _ in self.attacks())
 
     def _say(self, text: str, cells: int, start: float) -> None:
         self._done += cells

@@ -117,6 +117,25 @@ class Manifest:
         self.content["parts"][key] = entry
         write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
 
+    def shard(self, name: str) -> None:
+        """From now on write beside the folder's manifest: another process writes that, or one of another name."""
+        self.path = _shard(self.path, name)
+
+    def adopt(self, names: Iterable[str]) -> None:
+        """Take over what processes wrote beside this manifest, and remove it.
+
+        Raises: SuiteChanged as for a part of this process.
+        """
+        for path in (_shard(self.path, name) for name in names):
+            if path.exists():
+                held = json.loads(path.read_text(encoding="utf-8"))
+                _same_head(held, self.content, path.name)
+                for key, entry in held["parts"].items():
+                    self._compare(key, entry)
+                    self.content["parts"][key] = entry
+                write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
+                path.unlink()
+
     def _compare(self, key: str, entry: Mapping[str, Any]) -> None:
         held = {"this folder": self.content["parts"].get(key)}
         if self.reference is not None:
@@ -144,6 +163,10 @@ class Manifest:
             f" {cause[first]} changed; versions that differ: {', '.join(moved) or 'none'}. If it is meant, this is"
             " another benchmark: use a new folder, and commit its manifest.json in place of the frozen one"
         )
+
+
+def _shard(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.stem}.{name}.json")
 
 
 def _same_head(held: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:

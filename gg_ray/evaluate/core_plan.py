@@ -15,8 +15,16 @@ from typing import Literal
 
 from gg_ray.config import ConfigError, did_you_mean
 
-Part = Literal["standard", "hard", "composed"]
+Part = Literal["standard", "hard", "composed", "outages", "meters"]
 PARTS: tuple[Part, ...] = ("standard", "hard", "composed")
+"""Parts of the intact grid with all its meters; they share the plausible windows called negatives."""
+CHANGED: tuple[Part, ...] = ("outages", "meters")
+"""Parts with a change that holds from before the window on; each has plausible windows with the same change."""
+BENIGN = ("validation", "negatives")
+OUTAGES = 6
+"""Standing outages per grid in suite s8-outages, of one branch and of two in turn."""
+LOST_METERS = 0.3
+"""Share of a window's meters that suite s9-meters takes away."""
 HARD_D = (3.0, 6.0)
 """d_eff of the hard part, the upper end excluded."""
 ALARM_RATES = (1.0, 10.0, 100.0)
@@ -36,6 +44,16 @@ class Suite:
     held_out: bool
     asks: str
     timeline: bool = True
+
+    @property
+    def negatives(self) -> str:
+        """Part that holds the plausible windows of the suite."""
+        return negatives_of(self.part) if self.part else "negatives"
+
+
+def negatives_of(part: str) -> str:
+    """Name of the plausible windows that belong to a part."""
+    return f"{part}-negatives" if part in CHANGED else "negatives"
 
 
 SUITES: dict[str, Suite] = {
@@ -57,9 +75,15 @@ SUITES: dict[str, Suite] = {
               asks="real disturbances only: how many are called implausible"),
         Suite(name="s7-adaptive", part=None, seen_grid=True, held_out=False, timeline=False,
               asks="programs of a fresh Proposer that was trained against the frozen Verifier"),
+        Suite(name="s8-outages", part="outages", seen_grid=True, held_out=False, timeline=False,
+              asks="known families on known grids with one or two branches declared out since before the window"),
+        Suite(name="s9-meters", part="meters", seen_grid=True, held_out=False, timeline=False,
+              asks="the windows of s0-known without 30 % of their meters"),
     )
 }  # fmt: skip
 NATURAL, ADAPTIVE = "s6-natural", "s7-adaptive"
+CHANGES = {"s4-grids": "unknown grid", "s8-outages": "standing outage", "s9-meters": "30 % of meters lost"}
+"""Suites that are s0-known with one thing changed: what that costs stands in a table of its own (core_costs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +105,12 @@ class CoreSizes:
     validation_days: int
     stride: int
     """Scans between two looks at a timeline."""
+    day_parts: tuple[Part, ...] = PARTS
+    """Parts that exist as days too."""
     attacks: int
-    """Calls of 32 programs that the adaptive exploiter may spend on each Verifier."""
+    """Calls of 32 programs that the adaptive exploiter may spend on each network."""
+    attacked_seeds: int
+    """Runs of a fold that are attacked, the lowest seeds first."""
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -92,17 +120,30 @@ class CoreSizes:
         """Parts made on a grid: on unseen ones the standard part alone is asked about."""
         return PARTS if case in self.seen else ("standard",)
 
+    def window_parts(self, case: str) -> tuple[str, ...]:
+        """Everything that is made of windows on a grid; a part of s9-meters comes after what it is made of."""
+        changed = [name for part in CHANGED for name in (part, negatives_of(part))] if case in self.seen else []
+        return (*BENIGN, *self.parts(case), *changed)
+
+    def timeline_parts(self, case: str) -> tuple[str, ...]:
+        """Everything that is made of days on a grid."""
+        return ("validation", *(part for part in self.parts(case) if part in self.day_parts))
+
 
 PRESETS: dict[str, CoreSizes] = {
     sizes.name: sizes
     for sizes in (
         CoreSizes(
             name="small", seen=("case14",), unseen=("case39",), windows=6, negatives=72, validation=200, days=12,
-            validation_days=3, stride=5, attacks=2,
+            validation_days=3, stride=5, attacks=2, attacked_seeds=1,
+        ),
+        CoreSizes(
+            name="desk", seen=("case30", "gb29"), unseen=("case39", "case118"), windows=24, negatives=288,
+            validation=300, days=36, validation_days=6, stride=5, day_parts=("standard",), attacks=32, attacked_seeds=1,
         ),
         CoreSizes(
             name="full", seen=("case30", "gb29"), unseen=("case39", "case118", "case300", "illinois200"), windows=40,
-            negatives=480, validation=400, days=24, validation_days=6, stride=3, attacks=64,
+            negatives=480, validation=400, days=24, validation_days=6, stride=3, attacks=64, attacked_seeds=5,
         ),
     )
 }  # fmt: skip

@@ -48,6 +48,7 @@ _BLOCK = 128
 """Most windows of a group: features of a large grid are not all held at once."""
 _FOLLOW = 8
 """In a composed program on a timeline the hard event begins at most so many scans before the anomaly."""
+_SPLIT = {"fit": "train", "validation": "validation", "negatives": "test"}
 _PURPOSE = {"fit": 11, "validation": 12, "negatives": 13, "standard": 14, "hard": 15, "composed": 16, "gates": 17}
 _DAY_PURPOSE = {"validation": 21, "standard": 22, "hard": 23, "composed": 24}
 
@@ -84,6 +85,18 @@ class PoolPart:
     solves: int
 
 
+class Change:
+    """What happens to executed windows before anyone sees them: here nothing."""
+
+    def window(self, attempt: Attempt, window: Window) -> Window:
+        """A window (or twin) of an attempt as it arrives."""
+        return window
+
+    def d_eff(self, attempt: Attempt) -> float:
+        """Detectability of the anomaly in what arrives."""
+        return attempt.d_eff
+
+
 @dataclass(slots=True)
 class PoolDay:
     """One day, its episode, and the natural events [first, last + 1) in looks."""
@@ -99,10 +112,13 @@ class PoolMaker:
     Invariant: a part depends on (grid, sizes, context source) and on its own stream, not on what else is made.
     """
 
-    def __init__(self, case: str, sizes: CoreSizes, contexts: ContextSource) -> None:
+    def __init__(
+        self, case: str, sizes: CoreSizes, contexts: ContextSource, outages: Sequence[int] = ()
+    ) -> None:  # fmt: skip
+        """outages: branches out of service in all windows (days are of the intact grid)."""
         self.sizes, self.contexts = sizes, contexts
         settings = EvaluateConfig(stride=sizes.stride, days=sizes.days, validation_days=sizes.validation_days)
-        self.maker = SuiteMaker(case, ScenarioConfig(), settings, contexts)
+        self.maker = SuiteMaker(case, ScenarioConfig(), settings, contexts, outages)
         self.case, self.scenario = self.maker.case, self.maker.scenario
         self.grammar: Grammar = self.maker.executor.grammar
         self.families = [f for f in FAMILIES if self.grammar.primitives("anomalous", f)]
@@ -112,24 +128,35 @@ class PoolMaker:
 
     def benign(self, name: str, digest: Digest) -> PoolPart:
         """Parts fit, validation and negatives: half ordinary, half plausible-hard."""
-        split = {"fit": "train", "validation": "validation", "negatives": "test"}[name]
-        sizes = self.sizes
-        count = {"fit": sizes.validation // 2, "validation": sizes.validation, "negatives": sizes.negatives}[name]
-        rng = self.maker.rng(_PURPOSE[name])
+        return self.part(name, self.drawn(name), digest)
+
+    def positives(self, part: str, digest: Digest) -> PoolPart:
+        """Windows of every family; fewer than asked for where a family hardly ever passes the gates."""
+        return self.part(part, self.drawn(part), digest)
+
+    def drawn(self, name: str) -> list[Attempt]:
+        """Executed programs of a part: the same ones whenever it is asked for."""
+        sizes, rng = self.sizes, self.maker.rng(_PURPOSE[name])
+        counts = {"fit": sizes.validation // 2, "validation": sizes.validation, "negatives": sizes.negatives}
+        if name in counts:
+            return self.draw_benign(_SPLIT[name], counts[name], rng)
+        return self.draw_positives(name, sizes.windows, rng)
+
+    def draw_benign(self, split: str, count: int, rng: np.random.Generator) -> list[Attempt]:
+        """Plausible programs, half of them hard."""
         attempts: list[Attempt] = []
         for side in ("hard", "ordinary"):
             stratum = Stratum(side, "", self.case.name)
             attempts += self._gated(split, self._uniform(stratum), count // 2, rng, lambda a: not a.anomalous)
-        return self._part(name, attempts, digest)
+        return attempts
 
-    def positives(self, part: str, digest: Digest) -> PoolPart:
-        """Windows of every family; fewer than asked for where a family hardly ever passes the gates."""
-        rng = self.maker.rng(_PURPOSE[part])
+    def draw_positives(self, part: str, per_family: int, rng: np.random.Generator) -> list[Attempt]:
+        """Anomalous programs of every family, as a part writes them."""
         attempts: list[Attempt] = []
         for family in self.families:
             write, accept = self._kind(part, family)
-            attempts += self._gated("test", write, self.sizes.windows, rng, accept)
-        return self._part(part, attempts, digest)
+            attempts += self._gated("test", write, per_family, rng, accept)
+        return attempts
 
     def written(self, programs: Sequence[Program], name: str, per_family: int, digest: Digest) -> PoolPart:
         """Windows of given programs that pass the gates (suite s7-adaptive), at most so many per family."""
@@ -142,7 +169,7 @@ class PoolMaker:
                 if attempt.anomalous and counts.get(family, 0) < per_family:
                     counts[family] = counts.get(family, 0) + 1
                     kept.append(attempt)
-        return self._part(name, kept, digest)
+        return self.part(name, kept, digest)
 
     def _kind(self, part: str, family: str) -> tuple[Write, Accept]:
         """How programs of a part are written, and which of them count."""
@@ -212,19 +239,24 @@ class PoolMaker:
         verdicts = Gates(self.maker.executor, self.scenario).check(attempts, rng)
         return [a for a, verdict in zip(attempts, verdicts, strict=True) if not verdict and a.main is not None]
 
-    def _part(self, name: str, attempts: Sequence[Attempt], digest: Digest) -> PoolPart:
+    def part(
+        self, name: str, attempts: Sequence[Attempt], digest: Digest, change: Change | None = None
+    ) -> PoolPart:  # fmt: skip
         """Windows by plan, with what is true of them; the digest takes note of all."""
+        change = change or Change()
         groups, facts = list[Group](), list[Fact]()
         blocks = list[Sequence[Attempt]]()
         for plan_id in self.maker.plans:
             of_plan = [a for a in attempts if a.plan.plan_id == plan_id]
             blocks += [of_plan[start : start + _BLOCK] for start in range(0, len(of_plan), _BLOCK)]
         for own in blocks:
-            windows, twins = zip(*(self.maker.executor.realise(a, 0) for a in own), strict=True)
+            pairs = [self.maker.executor.realise(a, 0) for a in own]
+            windows = [change.window(a, window) for a, (window, _) in zip(own, pairs, strict=True)]
+            twins = [twin and change.window(a, twin) for a, (_, twin) in zip(own, pairs, strict=True)]
             labels = [a.main.labels for a in own if a.main is not None]
             prepared = self.maker.featurizer.prepare(windows, own[0].plan)
             moved = self._moved(prepared, twins)
-            found = [_fact(a, m) for a, m in zip(own, moved, strict=True)]
+            found = [_fact(a, m, change.d_eff(a)) for a, m in zip(own, moved, strict=True)]
             facts += found
             groups.append(
                 Group(prepared, labels, [f.family for f in found], [f.d_eff for f in found], [f.hard for f in found])
@@ -238,7 +270,8 @@ class PoolMaker:
         with_twin = [i for i, twin in enumerate(twins) if twin is not None]
         if with_twin:
             benign = self.maker.featurizer.prepare([w for w in twins if w is not None], prepared.plan)
-            out[with_twin] = moved(self.case, prepared.v_BTN[with_twin], benign.v_BTN)
+            status = np.stack([prepared.windows[i].status_TE for i in with_twin])
+            out[with_twin] = moved(self.case, prepared.v_BTN[with_twin], benign.v_BTN, status)
         return out
 
     # --- timelines --------------------------------------------------------------------------------------------------
@@ -327,29 +360,31 @@ class PoolMaker:
             slice_of(w, end - scans, end, self.case.tap, t) for w, t in ((whole, truth), (twin, attempt.twin.labels))
         ]
         prepared = self.maker.featurizer.prepare(pair, attempt.plan)
-        change = moved(self.case, prepared.v_BTN[:1], prepared.v_BTN[1:])
-        return PoolDay(day, _fact(attempt, float(change[0])), natural)
+        change = moved(self.case, prepared.v_BTN[:1], prepared.v_BTN[1:], prepared.windows[0].status_TE[None])
+        return PoolDay(day, _fact(attempt, float(change[0]), attempt.d_eff), natural)
 
 
-def moved(case: GridCase, v_BTN: np.ndarray, twin_BTN: np.ndarray) -> F64:
+def moved(case: GridCase, v_BTN: np.ndarray, twin_BTN: np.ndarray, status_BTE: np.ndarray) -> F64:
     """[B] largest change between two estimates over scans: flows in DANGER_FLOW of rating, |V| in DANGER_VOLTS.
 
-    Flows of both are those of the published model, so what is compared is the state that an operator would believe.
+    Flows of both are those of the published model on the branches that are declared in service, so what is compared is
+    the state that an operator would believe.
     """
     count, scans, n = v_BTN.shape
     y = branch_admittance(case)
     flows = [branch_flows(case, v.reshape(-1, n), y)[0] for v in (v_BTN, twin_BTN)]
     limit = np.where(case.rate > 1e-6, DANGER_FLOW * case.rate, np.inf)
-    flow = (np.abs(flows[0] - flows[1]) / limit).reshape(count, scans, -1).max(axis=(1, 2), initial=0.0)
+    change = (np.abs(flows[0] - flows[1]) / limit).reshape(count, scans, -1)
+    flow = np.where(status_BTE.astype(bool), change, 0.0).max(axis=(1, 2), initial=0.0)
     volts = np.abs(np.abs(v_BTN) - np.abs(twin_BTN)).max(axis=(1, 2)) / DANGER_VOLTS
     return np.asarray(np.maximum(flow, volts))
 
 
-def _fact(attempt: Attempt, change: float) -> Fact:
+def _fact(attempt: Attempt, change: float, d_eff: float) -> Fact:
     events = attempt.program.events
     lead = next((e.primitive for e in events if PRIMITIVES[e.primitive].side == "anomalous"), "")
     return Fact(
         family=first_family(attempt.program), needs=families_of(lead) if lead else (), primitive=lead,
-        d_eff=round(float(attempt.d_eff), 4), hard=any(PRIMITIVES[e.primitive].side == "hard" for e in events),
+        d_eff=round(float(d_eff), 4), hard=any(PRIMITIVES[e.primitive].side == "hard" for e in events),
         moved=round(change, 4),
     )  # fmt: skip

@@ -17,7 +17,8 @@ import numpy as np
 
 from gg_ray.evaluate import figures, results
 from gg_ray.evaluate.core_claims import Claim
-from gg_ray.evaluate.core_plan import ADAPTIVE, NATURAL, SUITES, CoreSizes
+from gg_ray.evaluate.core_costs import Cost, cost_line
+from gg_ray.evaluate.core_plan import ADAPTIVE, CHANGES, NATURAL, SUITES, CoreSizes
 from gg_ray.evaluate.core_tables import STEALTHY, CoreRow
 from gg_ray.evaluate.report import LOWER_IS_BETTER
 from gg_ray.evaluate.results import CONTROLS, FIGURES, MACRO, POOLED, REFERENCES, VERIFIER, Row
@@ -46,6 +47,7 @@ class CoreFindings:
     origin: str
     rows: Sequence[CoreRow]
     claims: Sequence[Claim]
+    costs: Sequence[Cost]
     stop_check: Sequence[str]
     flags: Sequence[str]
     missing: Sequence[str]
@@ -67,6 +69,7 @@ def write_core_report(folder: Path, found: CoreFindings) -> Path:
     parts = [f"# Core benchmark, {found.sizes.name}", ""]
     parts += ["## Stop-check", "", *(f"- {line}" for line in found.stop_check), ""]
     parts += ["## What may be claimed", "", *claim_lines(found.claims), ""]
+    parts += ["## What a change costs", "", *cost_lines(found.costs), ""]
     if found.flags:
         parts += ["## What looks wrong", "", *(f"- {line}" for line in found.flags), ""]
     parts += ["## What is missing", "", *(f"- {line}" for line in found.missing or ["nothing"]), ""]
@@ -115,6 +118,38 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
     return lines
 
 
+def cost_lines(costs: Sequence[Cost]) -> list[str]:
+    """A table of methods by change: average precision on s0-known and after it, and its loss."""
+    if not costs:
+        return ["Nothing: no part with a change was scored."]
+    names = [name for name in CHANGES if any(cost.suite == name for cost in costs)]
+    own = {(cost.method, cost.suite): cost for cost in costs}
+    before = {cost.method: cost.before for cost in costs}
+    ordered = order_of(list(before), before, less=False)
+    body = []
+    for method in ordered:
+        cells = [f"{before[method]:.3f}"]
+        for name in names:
+            cost = own.get((method, name))
+            if cost is None:
+                cells += ["-", "-"]
+                continue
+            interval = "" if cost.low is None else f" [{cost.low:+.1%}, {cost.high:+.1%}]"
+            cells += [f"{cost.after:.3f}", f"{cost.loss:+.1%}{interval}"]
+        body.append([method, *cells])
+    head = ["AUPRC of windows", "s0-known", *(word for name in names for word in (CHANGES[name], "loss [95 %]"))]
+    line = cost_line(costs)
+    seeds = {cost.seeds for cost in costs if cost.method == VERIFIER}
+    lines = [*([line, ""] if line else []), *markdown(head, body), ""]
+    lines.append(
+        "Loss is 1 - (after / s0-known); negative where the change helped. Lost meters are taken from the very windows"
+        " of s0-known, and what the oracle loses there no method can keep."
+    )
+    if seeds and min(seeds) < 2:
+        lines.append("With one seed per fold the intervals hold for these trained networks.")
+    return lines
+
+
 def averaged(rows: Sequence[CoreRow], name: str) -> float | None:
     """Mean of a figure over folds, grids and seeds that have it."""
     values = [value for r in rows if (value := r.figure(name)) is not None]
@@ -123,12 +158,14 @@ def averaged(rows: Sequence[CoreRow], name: str) -> float | None:
 
 def order_of(methods: Sequence[str], value: Mapping[str, float | None], less: bool) -> list[str]:
     """Ours and its controls, then baselines from best to worst, then random, untrained, oracle."""
-    fixed = (VERIFIER, *CONTROLS, *REFERENCES)
-    rest = [m for m in dict.fromkeys(methods) if m not in fixed]
-    rest.sort(key=lambda m: (value.get(m) is None, (1 if less else -1) * (value.get(m) or 0.0)))
-    present = set(methods)
-    front = [m for m in (VERIFIER, *CONTROLS) if m in present]
-    return [*front, *rest, *(m for m in REFERENCES if m in present)]
+    order = (VERIFIER, *CONTROLS, "", *REFERENCES)
+
+    def place(method: str) -> tuple[int, bool, float]:
+        known = _base(method) in order
+        merit = value.get(method)
+        return order.index(_base(method) if known else ""), merit is None, (1 if less else -1) * (merit or 0.0)
+
+    return sorted(dict.fromkeys(methods), key=place)
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -182,7 +219,12 @@ def _table(rows: Sequence[CoreRow], columns: Sequence[str], title: str) -> list[
 
 def _contends(method: str) -> bool:
     """Whether a row may be the best: chance, the untrained network and the ceiling may not, under attack either."""
-    return method.partition(" (")[0] not in REFERENCES
+    return _base(method) not in REFERENCES
+
+
+def _base(method: str) -> str:
+    """The method behind a row of s7-adaptive, which names the attacked row too."""
+    return method.partition(" (")[0]
 
 
 def _by(rows: Sequence[CoreRow], what: str, columns: Sequence[str]) -> list[str]:
@@ -236,6 +278,7 @@ def _json(found: CoreFindings) -> str:
         "seed": found.seed, "commit": found.commit, "origin": found.origin,
         "budget": {name: dict(own) for name, own in found.budgets.items()},
         "stop_check": list(found.stop_check), "claims": [asdict(claim) for claim in found.claims],
+        "costs": [asdict(cost) for cost in found.costs],
         "flags": list(found.flags), "missing": list(found.missing), "machine": dict(found.machine),
         "command": found.command,
     }  # fmt: skip
@@ -253,12 +296,14 @@ def _figures(folder: Path, rows: Sequence[CoreRow]) -> list[str]:
         _heat(r.row.method, f"{r.suite} days", None, r.row.event_recall) for r in _means(rows, "timelines", POOLED)
     ]
     held = [r.row for r in rows if r.suite in ("s3-families", "s5-both") and r.kind == "windows"]
-    families = {(row.method, row.family) for row in held if row.family not in (MACRO, STEALTHY)}
+    families = sorted({row.family for row in held} - {MACRO, STEALTHY}, key=results.family_order)
+    methods = order_of([row.method for row in held], {}, less=False)
     by_family = [
-        Row(method=m, family=f, recall_at_fpr=float(np.mean([
+        Row(method=m, family=f, recall_at_fpr=float(np.mean(values)))
+        for m in methods for f in families
+        if (values := [
             row.recall_at_fpr for row in held if (row.method, row.family) == (m, f) and row.recall_at_fpr is not None
-        ])))
-        for m, f in sorted(families)
+        ])
     ]  # fmt: skip
     wanted = (
         ("suites.png", "Balanced accuracy of windows, by suite", suites, "balanced_accuracy"),

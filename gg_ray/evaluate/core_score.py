@@ -4,8 +4,8 @@ Flow:    core_pools (parts, days), scoring.Method -> [core_score] -> cells -> co
 Source:  verifier.md, section 3
 Shapes:  B windows, N buses, S looks
 
-A cell keeps every score, so thresholds, families, folds and intervals are decided when tables are made; of the N bus
-scores of a window it keeps what they say about place, and of a day those near the top.
+A cell keeps every score (to the bits of core_pack), so thresholds, families, folds and intervals are decided when
+tables are made; of the N bus scores of a window it keeps what they say about place, and of a day those near the top.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from gg_ray.evaluate import metrics
+from gg_ray.evaluate.core_pack import rounded, rounded_logits
 from gg_ray.evaluate.core_pools import PoolDay, PoolPart
 from gg_ray.evaluate.scoring import Method, Output, affected, thresholds_of
 from gg_ray.grid.cases import load_case
 from gg_ray.records import F64, I64, Bool
 
-KEPT_NODES = 400
-"""Highest bus scores of a day that are kept: the budget of core_plan.NODE_RATE asks for a few."""
+LOGISTIC = "logistic"
+"""In place of probabilities that follow from the scores."""
+KEPT_NODES = 24
+"""Highest bus scores of a day that are kept: the budget of core_plan.NODE_RATE asks for a few, and a realised rate is
+counted up to this many a day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,9 @@ class Scorer:
     """Changes when the methods would answer otherwise: cells of another identity are made again."""
     methods: tuple[Method, ...]
     about: Mapping[str, Any]
-    """fold, model, seed, commit, learner_steps, executor_calls; empty for detectors without a fold."""
+    """fold, model, seed, commit, learner_steps, executor_calls; empty for methods without a fold."""
+    beside: tuple[str, ...] = ()
+    """Scorers without a fold whose rows stand beside these: the untrained network of the seed."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -48,28 +55,45 @@ def hops_of(case: str) -> I64:
     return np.stack([far(bus) for bus in range(grid.n_bus)])
 
 
-def validation_records(methods: Sequence[Method], part: PoolPart) -> dict[str, dict[str, Any]]:
+Answers = Mapping[str, Sequence[Output]]
+"""By method of a scorer: answers, one per group of a part."""
+
+
+def answers(scorers: Sequence[Scorer], part: PoolPart) -> dict[str, dict[str, list[Output]]]:
+    """By scorer and method; group by group, so that all networks share the features of one."""
+    out: dict[str, dict[str, list[Output]]] = {s.key: {m.name: [] for m in s.methods} for s in scorers}
+    for group in part.groups:
+        for scorer in scorers:
+            for method in scorer.methods:
+                out[scorer.key][method.name].append(method.output(group.prepared))
+    return out
+
+
+def validation_records(told: Answers) -> dict[str, dict[str, Any]]:
     """By method: scores on benign validation windows, and the bus threshold that follows from them."""
-    outputs = _outputs(methods, part)
     return {
-        name: {"score": _plain(np.concatenate([o.score_B for o in found])), "node_threshold": thresholds_of(found).node}
-        for name, found in outputs.items()
+        name: {
+            "score": _kept(np.concatenate([o.score_B for o in found]), _is_logit(found[0])),
+            "node_threshold": thresholds_of(found).node,
+        }
+        for name, found in told.items()
     }
 
 
 def window_records(
-    methods: Sequence[Method], part: PoolPart, node_threshold: Mapping[str, float | None]
+    told: Answers, part: PoolPart, node_threshold: Mapping[str, float | None]
 ) -> dict[str, dict[str, Any]]:
     """By method and per window, in the order of part.facts: score, probability, type, and what bus scores say of place.
 
     tp, fp and fn count buses at the threshold; hit1, hit5 and hops are null for a window without an affected bus.
     """
     records: dict[str, dict[str, Any]] = {}
-    for name, outputs in _outputs(methods, part).items():
-        record: dict[str, Any] = {"score": _plain(np.concatenate([o.score_B for o in outputs]))}
-        prob, kind = [o.prob_B for o in outputs], [o.type_B for o in outputs]
+    for name, outputs in told.items():
+        logit, prob = _is_logit(outputs[0]), [o.prob_B for o in outputs]
+        kind = [o.type_B for o in outputs]
+        record: dict[str, Any] = {"score": _kept(np.concatenate([o.score_B for o in outputs]), logit)}
         if prob[0] is not None:
-            record["prob"] = _plain(np.concatenate([p for p in prob if p is not None]))
+            record["prob"] = LOGISTIC if logit else _kept(np.concatenate([p for p in prob if p is not None]), False)
         if kind[0] is not None:
             record["type"] = np.concatenate([k for k in kind if k is not None]).tolist()
         places = [
@@ -83,20 +107,12 @@ def window_records(
     return records
 
 
-def _outputs(methods: Sequence[Method], part: PoolPart) -> dict[str, list[Output]]:
-    """Answers by method, one per group; group by group, so that networks share the features of one."""
-    out: dict[str, list[Output]] = {method.name: [] for method in methods}
-    for group in part.groups:
-        for method in methods:
-            out[method.name].append(method.output(group.prepared))
-    return out
-
-
 def day_record(method: Method, found: PoolDay, node_threshold: float | None) -> dict[str, Any]:
     """Scores of every look of a day; the highest bus scores outside the episode; place and type at its last look."""
     day = found.day
     out = method.output(day.prepared)
-    record: dict[str, Any] = {"score": _plain(out.score_B)}
+    logit = _is_logit(out)
+    record: dict[str, Any] = {"score": _kept(out.score_B, logit)}
     inside = np.zeros(out.score_B.size, dtype=bool)
     for event in day.events:
         inside[event.onset : event.end] = True
@@ -107,10 +123,11 @@ def day_record(method: Method, found: PoolDay, node_threshold: float | None) -> 
             truth = affected(day.labels[look], day.prepared.case)
             record |= _place(out.node_BN[look], truth, node_threshold, day.prepared.case.name)
     if out.node_BN is not None:
-        record["node_max"] = _plain(out.node_BN.max(axis=1))
+        highest = np.array([out.node_BN[e.onset : e.end].max() for e in day.events])
+        record["node_event"] = _kept(highest, logit)
         calm = out.node_BN[~inside].ravel()
         kept = np.sort(np.partition(calm, -min(KEPT_NODES, calm.size))[-KEPT_NODES:])[::-1]
-        record |= {"node_top": _plain(kept), "node_count": int(calm.size)}
+        record |= {"node_top": _kept(kept, logit), "node_count": int(calm.size)}
     return record
 
 
@@ -136,6 +153,16 @@ def _place(score_N: F64, true_N: Bool, threshold: float | None, case: str) -> di
     return out
 
 
-def _plain(values: F64) -> list[float]:
-    """Six significant digits: thresholds are taken from the same digits."""
-    return [float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64).tolist()]
+def probabilities(told: Mapping[str, Any]) -> F64:
+    """[B] probabilities of a window record that has them."""
+    return expit(np.array(told["score"])) if told["prob"] == LOGISTIC else np.array(told["prob"])
+
+
+def _is_logit(out: Output) -> bool:
+    """Whether the score is the logit of the probability beside it, and so has a scale of its own."""
+    return out.prob_B is not None and bool(np.allclose(expit(out.score_B), out.prob_B, atol=1e-5))
+
+
+def _kept(values: F64, logit: bool) -> list[float]:
+    """Scores to the digits that a cell keeps: thresholds and figures are taken from these."""
+    return [float(value) for value in (rounded_logits(values) if logit else rounded(values))]

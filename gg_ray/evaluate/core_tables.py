@@ -19,10 +19,17 @@ import numpy as np
 
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.core_cells import Cells
-from gg_ray.evaluate.core_job import CLASSICAL, adaptive_part
-from gg_ray.evaluate.core_plan import ADAPTIVE, NATURAL, SUITES, CoreSizes, Suite
-from gg_ray.evaluate.core_score import Scorer
-from gg_ray.evaluate.core_timelines import PLACE, places, timeline_figures
+from gg_ray.evaluate.core_job import CLASSICAL, RIVALS, adaptive_part
+from gg_ray.evaluate.core_plan import (
+    ADAPTIVE,
+    NATURAL,
+    SUITES,
+    CoreSizes,
+    Suite,
+    negatives_of,
+)
+from gg_ray.evaluate.core_score import Scorer, probabilities
+from gg_ray.evaluate.core_timelines import PLACE, oracle_figures, places, timeline_figures
 from gg_ray.evaluate.results import MACRO, ORACLE, POOLED, Row
 from gg_ray.evaluate.scoring import FPR
 from gg_ray.records import F64, FOLDS, I64, TYPES, Bool
@@ -77,6 +84,8 @@ class Tables:
     def __init__(self, cells: Cells, sizes: CoreSizes, scorers: Sequence[Scorer]) -> None:
         self.cells, self.sizes = cells, sizes
         self.runs = [s for s in scorers if s.about]
+        self.detectors = [s.key for s in scorers if s.key in (CLASSICAL, RIVALS)]
+        self._methods = {s.key: [m.name for m in s.methods] for s in scorers}
         self.absent: list[str] = []
         self._facts: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         self._told: dict[tuple[str, str, str, str], dict[str, Any]] = {}
@@ -96,6 +105,10 @@ class Tables:
         if key not in self._told:
             self._told[key] = self.cells.records(kind, case, part, scorer) or {}  # type: ignore[arg-type]
         return self._told[key]
+
+    def methods_of(self, scorer: str) -> list[str]:
+        """Methods of a scorer by name; empty for one that this folder does not know."""
+        return list(self._methods.get(scorer, ()))
 
     def threshold(self, case: str, scorer: str, method: str, fpr: float = FPR) -> float:
         """Window threshold of a method on a grid, from benign validation windows."""
@@ -152,7 +165,7 @@ class Tables:
         for run in self.runs:
             fold = int(run.about["fold"])
             # rows of detectors and the ceiling depend on the fold alone: once each
-            scorers = [run.key] if fold in seen_folds else [run.key, CLASSICAL]
+            scorers = [run.key, *run.beside, *(() if fold in seen_folds else self.detectors)]
             seen_folds.add(fold)
             if suite.name == NATURAL:
                 out += self._natural(case, run, scorers)
@@ -162,7 +175,8 @@ class Tables:
             else:
                 at = self.members(suite, fold, case)
                 out += self._windows(suite.name, str(suite.part), case, run, scorers, at)
-                out += self._timelines(suite, case, run, scorers)
+                if suite.timeline and suite.part in self.sizes.day_parts:
+                    out += self._timelines(suite, case, run, scorers)
         return out
 
     def _windows(
@@ -173,14 +187,13 @@ class Tables:
             self.absent.append(f"{suite} on {case}, fold {run.about['fold']}: no window")
             return []
         families = sorted({facts[i]["family"] for i in at}, key=results.family_order)
+        calm = negatives_of(part)
         stealthy = at[self.stealthy(case, part)[at]]
         sets = {family: np.array([i for i in at if facts[i]["family"] == family]) for family in families}
         out: list[CoreRow] = []
         for scorer in scorers:
-            told, negative = (
-                self.records("windows", case, part, scorer),
-                self.records("windows", case, "negatives", scorer),
-            )
+            told = self.records("windows", case, part, scorer)
+            negative = self.records("windows", case, calm, scorer)
             for method in told:
                 threshold = self.threshold(case, scorer, method)
                 figures = {
@@ -220,7 +233,7 @@ class Tables:
             truth = np.array([TYPES.index(facts[i]["family"]) for i in at])
             values["type_f1"] = _finite(metrics.type_macro_f1(truth, np.array(told["type"])[at]))
         if family == POOLED and "prob" in told:
-            prob = np.r_[np.array(told["prob"])[at], negative["prob"]]
+            prob = np.r_[probabilities(told)[at], probabilities(negative)]
             values["ece"] = metrics.ece(prob, np.r_[np.ones(at.size), np.zeros(calm.size)])
         values |= places([{name: told[name][i] for name in PLACE if name in told} for i in at], negative)
         return Row(method=method, family=family, **values), more
@@ -249,6 +262,9 @@ class Tables:
                 found = timeline_figures(method, days, own, benign[method], self.sizes.stride, quiet)
                 for row, more, count in found:
                     out.append(self._row(suite.name, "timelines", case, run, row, more, count))
+        if CLASSICAL in scorers:
+            for row, more, count in oracle_figures(days, self.sizes.stride):
+                out.append(self._row(suite.name, "timelines", case, run, row, more, count))
         return out
 
     def _natural(self, case: str, run: Scorer, scorers: Sequence[str]) -> list[CoreRow]:
@@ -267,6 +283,11 @@ class Tables:
                 out.append(
                     self._row(NATURAL, "windows", case, run, Row(method=method, family=POOLED), more, int(hard.sum()))
                 )
+        if CLASSICAL in scorers:  # a test at its threshold calls the share that the threshold allows, whatever happens
+            more = {"natural_called": FPR, "ordinary_called": FPR, "natural_called_1pct": STEALTH_FPR}
+            out.append(
+                self._row(NATURAL, "windows", case, run, Row(method=ORACLE, family=POOLED), more, int(hard.sum()))
+            )
         return out
 
     def _adaptive(self, case: str, run: Scorer) -> list[CoreRow]:
@@ -277,7 +298,8 @@ class Tables:
             facts = self.facts("windows", case, part)
             if not facts:
                 continue
-            whole = self._windows(ADAPTIVE, part, case, run, [run.key, CLASSICAL], np.arange(len(facts)))
+            asked = [run.key, *run.beside, CLASSICAL]
+            whole = self._windows(ADAPTIVE, part, case, run, asked, np.arange(len(facts)))
             out += [
                 replace(r, row=replace(r.row, method=f"{r.row.method} (attack on {method})")) for r in whole
                 if r.row.family == MACRO and (r.row.method == method or r.row.method not in ATTACKABLE)
@@ -294,7 +316,7 @@ class Tables:
         )  # fmt: skip
 
 
-ATTACKABLE = (results.VERIFIER, results.UNIFORM, results.PLR, results.UNTRAINED)
+ATTACKABLE = (results.VERIFIER, results.UNIFORM, results.PLR)
 
 
 def behaviour_cells(facts: Sequence[Mapping[str, Any]]) -> I64:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gg_ray.calibration.budget import dedup_scans
+from gg_ray.calibration.budget import FLAG_SHARE, dedup_scans
 from gg_ray.evaluate import metrics, results
 from gg_ray.evaluate.core_plan import ALARM_RATES, NODE_RATE
 from gg_ray.evaluate.results import POOLED, Row, ScoredTimeline, TimelineEvent
@@ -65,10 +65,31 @@ def timeline_figures(
             realised = row.false_incidents_per_day
             more["realised_over_budget"] = None if realised is None else realised / ALARM_RATES[0]
             more["natural_called"] = natural_called(days, scores, threshold, per_day)
-            more |= _buses(days, told, benign)
+            more |= _buses(told, benign)
             if quiet.any():
                 more[STEALTHY_EVENTS] = float(_found(lines, threshold)[quiet].mean())
         out.append((_placed(row, family, [days[k] for k in mine], [told[k] for k in mine]), more, len(mine)))
+    return out
+
+
+def oracle_figures(days: Sequence[Mapping[str, Any]], stride: int) -> list[Figures]:
+    """Ceiling rows: event recall of a test that knows the deviation and sees the whole episode in one look.
+
+    Phi(d_eff - z), z the Gaussian quantile at which the allowed share of looks is flagged: rate / looks a day, at most
+    FLAG_SHARE.  Looks of a day overlap, so fewer than its looks are independent and the bound is a little low.
+    """
+    families = sorted({day["event"][0][2] for day in days}, key=results.family_order)
+    out: list[Figures] = []
+    for family in (POOLED, *families):
+        d = [day["fact"]["d_eff"] for day in days if family in (POOLED, day["event"][0][2])]
+        recall = [
+            float(metrics.oracle_recall(d, min(rate * stride / DAY_SCANS, FLAG_SHARE)).mean()) for rate in ALARM_RATES
+        ]
+        row = Row(method=results.ORACLE, family=family, event_recall=recall[0])
+        more: dict[str, float | None] = {
+            f"event_recall_{rate:g}": value for rate, value in zip(ALARM_RATES[1:], recall[1:], strict=True)
+        }
+        out.append((row, more, len(d)))
     return out
 
 
@@ -86,9 +107,7 @@ def natural_called(
     return float(np.mean(called)) if called else None
 
 
-def _buses(
-    days: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], benign: Sequence[Mapping[str, Any]]
-) -> dict[str, float | None]:
+def _buses(told: Sequence[Mapping[str, Any]], benign: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Operation by bus: threshold at NODE_RATE of benign bus-looks, episodes with any flagged bus, realised rate.
 
     Where benign days hold fewer than 1 / NODE_RATE bus-looks the threshold is their largest score.
@@ -98,11 +117,7 @@ def _buses(
     top = np.sort(np.concatenate([day["node_top"] for day in benign]))[::-1]
     allowed = math.floor(NODE_RATE * sum(day["node_count"] for day in benign) + 1e-9)
     limit = top[min(allowed, top.size - 1)]
-    hits = [
-        max(record["node_max"][onset:end]) > limit
-        for day, record in zip(days, told, strict=True)
-        for onset, end, _ in day["event"]
-    ]
+    hits = [highest > limit for record in told for highest in record["node_event"]]
     flags = sum(int((np.array(record["node_top"]) > limit).sum()) for record in told)
     return {
         "node_event_recall": float(np.mean(hits)),

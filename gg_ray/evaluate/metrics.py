@@ -20,9 +20,10 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 from scipy.special import ndtr, ndtri
-from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
+from sklearn.metrics import brier_score_loss, f1_score
 
 from gg_ray.calibration.budget import dedup_scans
+from gg_ray.evaluate.ranking import average_precisions, right_order
 from gg_ray.records import F64, I64, Bool
 
 Event = tuple[int, int]
@@ -60,8 +61,7 @@ def balanced_accuracy(scores_neg: ArrayLike, scores_pos: ArrayLike, threshold: f
 
 def auroc(scores_neg: ArrayLike, scores_pos: ArrayLike) -> float:
     """Chance that a random positive scores above a random negative, ties counted half."""
-    label_B, score_B = _binary(scores_neg, scores_pos)
-    return float(roc_auc_score(label_B, score_B))
+    return right_order(_scores(scores_pos, "scores_pos"), _scores(scores_neg, "scores_neg"))
 
 
 def auprc(scores_neg: ArrayLike, scores_pos: ArrayLike, prevalence: float | None = None) -> float:
@@ -70,14 +70,13 @@ def auprc(scores_neg: ArrayLike, scores_pos: ArrayLike, prevalence: float | None
     prevalence re-weights the two classes to that share of positives, so 50 % suites can be read at 1 %;
     None keeps the sample's own share. A random score has the prevalence as its value.
     """
-    label_B, score_B = _binary(scores_neg, scores_pos)
+    neg_B, pos_B = _scores(scores_neg, "scores_neg"), _scores(scores_pos, "scores_pos")
     if prevalence is None:
-        return float(average_precision_score(label_B, score_B))
+        prevalence = pos_B.size / (pos_B.size + neg_B.size)
     if not 0 < prevalence < 1:
         raise MetricError(f"prevalence {prevalence}: give a share between 0 and 1, or None for the sample's own")
-    n_pos = int(label_B.sum())
-    weight_B = np.where(label_B, prevalence / n_pos, (1 - prevalence) / (label_B.size - n_pos))
-    return float(average_precision_score(label_B, score_B, sample_weight=weight_B))
+    weights = np.ones((1, pos_B.size)), np.ones((1, neg_B.size))
+    return float(average_precisions(pos_B, weights[0], neg_B, weights[1], prevalence)[0])
 
 
 def threshold_for_fpr(benign: ArrayLike, fpr: float) -> float:
@@ -419,3 +418,15 @@ def oracle_scores(d_eff: ArrayLike, rng: np.random.Generator) -> tuple[F64, F64]
     """Scores of that test: as many negatives from N(0, 1) as positives from N(d_eff, 1), for the ceiling row."""
     d_B = _scores(d_eff, "d_eff")
     return rng.standard_normal(d_B.size), d_B + rng.standard_normal(d_B.size)
+
+
+def oracle_auprc(d_eff: ArrayLike, prevalence: float) -> float:
+    """Average precision of that test on a mixture of deviations: negatives N(0, 1), positives N(d_eff, 1).
+
+    The sum over recall in steps of a hundredth of a standard deviation of the threshold.
+    """
+    d_B = _scores(d_eff, "d_eff")
+    threshold = np.arange(d_B.max() + 9.0, -9.0, -0.01)
+    recall = ndtr(d_B[:, None] - threshold).mean(axis=0)
+    share = prevalence * recall + (1.0 - prevalence) * ndtr(-threshold)
+    return float((np.diff(recall, prepend=0.0) * prevalence * recall / share).sum())

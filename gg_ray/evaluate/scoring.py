@@ -20,7 +20,8 @@ from gg_ray.evaluate.results import POOLED, Block, Row, ScoredTimeline, ScoredWi
 from gg_ray.evaluate.suites import Day, Group, TimelineSuite, WindowSuite
 from gg_ray.grid.cases import GridCase
 from gg_ray.records import F64, I64, TYPES, Bool, Labels
-from gg_ray.verifier.features import Features, Featurizer, Prepared, batch_of, case_static
+from gg_ray.verifier.batch import GraphBatch
+from gg_ray.verifier.features import Featurizer, Prepared, batch_of
 from gg_ray.verifier.model import Verifier
 
 FPR = 0.05
@@ -63,16 +64,21 @@ class Method(Protocol):
 
 
 class LastFeatures:
-    """Features of the windows asked about last: networks asked about the same windows in turn share them."""
+    """Network inputs of the windows asked about last: networks asked about the same windows in turn share them."""
 
     def __init__(self, jacobian: bool = False) -> None:
         self._featurizer = Featurizer(jacobian)
-        self._last: tuple[Prepared, Features] | None = None
+        self._last: tuple[Prepared, list[GraphBatch]] | None = None
 
-    def of(self, prepared: Prepared) -> Features:
+    def batches(self, prepared: Prepared) -> list[GraphBatch]:
+        """All windows in batches of about 60,000 bus-scans."""
         if self._last is None or self._last[0] is not prepared:
             self._last = None  # the old ones go first: a day of a large grid is not held twice
-            self._last = prepared, self._featurizer.features(prepared)
+            features = self._featurizer.features(prepared)
+            block = max(1, 60_000 // prepared.case.n_bus // 16)
+            starts = range(0, len(features.xhat_BN2), block)
+            cuts = (slice(start, start + block) for start in starts)
+            self._last = prepared, [batch_of(prepared.case.name, features, cut) for cut in cuts]
         return self._last[1]
 
 
@@ -88,17 +94,12 @@ class NetworkMethod:
 
     @torch.inference_mode()
     def output(self, prepared: Prepared) -> Output:
-        static = case_static(prepared.case.name)
-        features = self._features.of(prepared)
-        block = max(1, 60_000 // static.n_buses // 16)
         parts: list[tuple[F64, F64, F64, I64, F64]] = []
-        for start in range(0, len(features.xhat_BN2), block):
-            cut = slice(start, start + block)
-            batch = batch_of(prepared.case.name, features, cut)
+        for batch in self._features.batches(prepared):
             out = self.network(batch)
             family = out.type[:, 1:].argmax(dim=1) + 1
             logit = out.implausible.double()
-            node = out.node.view(-1, static.n_buses).double()
+            node = out.node.view(-1, prepared.case.n_bus).double()
             disturbed = out.disturbance.double().numpy()
             parts.append((logit.numpy(), torch.sigmoid(logit).numpy(), node.numpy(), family.numpy(), disturbed))
         return Output(*(np.concatenate(column) for column in zip(*parts, strict=True)))

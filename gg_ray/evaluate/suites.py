@@ -124,11 +124,15 @@ class SuiteMaker:
     Invariant: depends on (case, scenario settings, sizes, context source) alone; the digest says which data came out.
     """
 
-    def __init__(self, case: str, scenario: ScenarioConfig, sizes: EvaluateConfig, contexts: ContextSource) -> None:
+    def __init__(
+        self, case: str, scenario: ScenarioConfig, sizes: EvaluateConfig, contexts: ContextSource,
+        outages: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """outages: branches out of service throughout (see scenario.executor)."""
         self.case = load_case(case)
         self.sizes, self.contexts = sizes, contexts
         self.scenario = replace(scenario, gates="on", magnitude="d_eff", d_max=float("inf"), recheck_share=0.0)
-        self.executor = executor_of(self.case, self.scenario, contexts, all_families=True)
+        self.executor = executor_of(self.case, self.scenario, contexts, all_families=True, outages=outages)
         self.featurizer = Featurizer()
         self.plans = CADENCE_PLANS if self.case.name == BALANCE_CASE else EVAL_PLANS
 

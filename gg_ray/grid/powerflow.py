@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -176,24 +176,24 @@ def connected(case: GridCase, branch_out_E: Bool) -> bool:
     return bool(connected_components(graph, directed=False, return_labels=False) == 1)
 
 
-def bridges(case: GridCase) -> Bool:
-    """[E] branches whose single outage splits the grid (parallel circuits are never bridges).  Source: Tarjan 1974."""
+def bridges(case: GridCase, out: Sequence[int] = ()) -> Bool:
+    """[E] branches whose single outage splits the grid (parallel circuits are never bridges).  Source: Tarjan 1974.
+
+    Args: out  branches that are out of service already; they count as bridges, since none of them can be opened again
+    """
     import networkx as nx
 
     graph = nx.Graph()
     graph.add_nodes_from(range(case.n_bus))
     count: dict[tuple[int, int], int] = {}
-    for f, t in zip(case.f_bus.tolist(), case.t_bus.tolist(), strict=True):
-        key = (min(f, t), max(f, t))
-        count[key] = count.get(key, 0) + 1
-        graph.add_edge(*key)
+    ends = [(min(f, t), max(f, t)) for f, t in zip(case.f_bus.tolist(), case.t_bus.tolist(), strict=True)]
+    gone = set(out)
+    for branch, key in enumerate(ends):
+        if branch not in gone:
+            count[key] = count.get(key, 0) + 1
+            graph.add_edge(*key)
     cut = {(min(a, b), max(a, b)) for a, b in nx.bridges(graph)}
-    return np.array(
-        [
-            (min(f, t), max(f, t)) in cut and count[(min(f, t), max(f, t))] == 1
-            for f, t in zip(case.f_bus.tolist(), case.t_bus.tolist(), strict=True)
-        ]
-    )
+    return np.array([branch in gone or (key in cut and count[key] == 1) for branch, key in enumerate(ends)])
 
 
 def _powermodels(case: GridCase) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Attempt:
     unhidden: Trajectory | None = None
     """The other solved world where there is one: without the hidden event, or the recorded hour of a replay."""
     notes: list[str] = field(default_factory=list)
+    alteration: Alteration | None = None
+    """What the anomaly changed: asked again where meters are lost afterwards."""
 
     @property
     def anomalous(self) -> bool:

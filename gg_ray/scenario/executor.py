@@ -23,6 +23,7 @@ from gg_ray.grid.cases import GridCase
 from gg_ray.grid.detectability import Detectability, LinearFlow
 from gg_ray.grid.faults import FaultModel
 from gg_ray.grid.meters import MeterPlan, measure
+from gg_ray.grid.outages import without
 from gg_ray.grid.powerflow import PowerFlow
 from gg_ray.grid.ybus import branch_admittance
 from gg_ray.records import F64, Context, Event, Program, Window
@@ -88,16 +89,20 @@ class Executor:
 
     def __init__(
         self, case: GridCase, config: ScenarioConfig, contexts: ContextSource, *, all_families: bool = False,
-        scans: int | None = None,
+        scans: int | None = None, outages: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        """outages: branches out of service before, during and after every program, as everybody is told."""
         self.case, self.config, self.contexts = case, config, contexts
-        self.grammar = Grammar(case, config, all_families=all_families, scans=scans)
+        self.outages = list(outages)
+        self.known = without(case, self.outages)
+        """The grid as operators, attackers and detectability know it."""
+        self.grammar = Grammar(case, config, all_families=all_families, scans=scans, outages=outages)
         self.fleet = Fleet(case)
         self.near = self.fleet.near
-        self.attacker = Attacker(case)
-        self.linear = LinearFlow(case)
+        self.attacker = Attacker(self.known)
+        self.linear = LinearFlow(self.known)
         self._admittance = branch_admittance(case)
-        self.faults = FaultModel(case)
+        self.faults = FaultModel(self.known)
         self._flow = PowerFlow(case, tol_pu=SOLVER_TOL_PU, start_N=_typical_state(case))
         self._tapped: OrderedDict[Taps, PowerFlow] = OrderedDict()
         self._detect: dict[int, Detectability] = {}
@@ -106,7 +111,7 @@ class Executor:
     def detectability(self, plan: MeterPlan) -> Detectability:
         """d_eff of one metering plan, built once."""
         if plan.plan_id not in self._detect:
-            self._detect[plan.plan_id] = Detectability(self.case, plan, LOAD_NOISE, LOAD_RHO)
+            self._detect[plan.plan_id] = Detectability(self.known, plan, LOAD_NOISE, LOAD_RHO)
         return self._detect[plan.plan_id]
 
     # --- public -----------------------------------------------------------------------------------------------------
@@ -158,6 +163,7 @@ class Executor:
         rng = np.random.default_rng([program.seed, 1])
         plan = self.grammar.plan(program.plan_id)
         quiet = self.fleet.world(context, rng)
+        quiet.out[:, self.outages] = True
         readings = Readings()
         anomaly: Event | None = None
         disturbed = False
@@ -279,7 +285,7 @@ class Executor:
     def _scene(self, job: Job) -> Scene:
         true, quiet = job.solved[-1], job.solved[0]
         return Scene(
-            case=self.case, plan=job.plan, fleet=self.fleet, attacker=self.attacker, linear=self.linear,
+            case=self.known, plan=job.plan, fleet=self.fleet, attacker=self.attacker, linear=self.linear,
             faults=self.faults,
             v_TN=true.v_TN, h_TM=true.h_TM, quiet_h_TM=quiet.h_TM,
             load_p_TN=true.world.load_p, sign=job.sign, target_d=job.target, lost_p=job.lost,

@@ -5,6 +5,7 @@ Flow:    selfplay.rollout, evaluate.suites -> [executors] -> Executor or Balance
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from gg_ray.config import ScenarioConfig
@@ -19,8 +20,13 @@ AnyExecutor: TypeAlias = Executor | BalanceExecutor
 
 def executor_of(
     case: GridCase, config: ScenarioConfig, contexts: ContextSource, *, all_families: bool = False,
-    scans: int | None = None,
+    scans: int | None = None, outages: Sequence[int] = (),
 ) -> AnyExecutor:  # fmt: skip
-    """The executor of a grid.  Raises: ContextError, HistoryError for unusable inputs."""
-    kind = BalanceExecutor if case.name == balance.NAME else Executor
-    return kind(case, config, contexts, all_families=all_families, scans=scans)
+    """The executor of a grid.
+
+    Args:   outages  branches of an electrical network that are out of service throughout
+    Raises: ContextError, HistoryError for unusable inputs; CaseError for outages that the grid does not survive.
+    """
+    if case.name == balance.NAME:
+        return BalanceExecutor(case, config, contexts, all_families=all_families, scans=scans)
+    return Executor(case, config, contexts, all_families=all_families, scans=scans, outages=outages)

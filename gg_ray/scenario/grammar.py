@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -179,10 +180,11 @@ class Grammar:
     """
 
     def __init__(
-        self, case: GridCase, config: ScenarioConfig, *, all_families: bool = False, scans: int | None = None
-    ) -> None:
-        """scans: length of a timeline; scenario.scans for windows."""
-        self.case, self.config = case, config
+        self, case: GridCase, config: ScenarioConfig, *, all_families: bool = False, scans: int | None = None,
+        outages: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """scans: length of a timeline, scenario.scans for windows; outages: branches that no event may point at."""
+        self.case, self.config, self.outages = case, config, tuple(outages)
         self.scans = config.scans if scans is None else scans
         self.families = FAMILIES if all_families else training_families(config.fold)
         n = case.n_bus
@@ -199,13 +201,15 @@ class Grammar:
         # Losing a unit must leave a machine or a PQ bus behind; the slack's own unit is never tripped.
         units[case.gen_bus[case.unit_gen[case.unit_p > 0.02]]] = True
         units[case.slack] = False
+        standing = np.zeros(case.n_branch, dtype=bool)
+        standing[list(self.outages)] = True
         return {
             "load": self._bus_mask(case.load_p > 0.01),
             "gen": self._bus_mask(case.kind == PV),
             "unit": self._bus_mask(units),
             "bus": self._bus_mask(np.ones(case.n_bus, dtype=bool)),
-            "line": self._branch_mask(~bridges(case)),
-            "tap": self._branch_mask(case.transformer),
+            "line": self._branch_mask(~bridges(case, self.outages)),
+            "tap": self._branch_mask(case.transformer & ~standing),
         }
 
     def _streams(self) -> dict[str, Bool]:

@@ -84,14 +84,14 @@ def _check_clear(job: Job) -> None:
 
 
 def _measure_d(detect: Detectability, jobs: list[Job], scans: int) -> None:
-    seen = [_delivered(job.alteration, job.readings) for job in jobs if job.alteration is not None]
+    seen = [delivered(job.alteration, job.readings) for job in jobs if job.alteration is not None]
     squared = detect.squared([change.innovation() for change in seen], scans)
     for job, change, value in zip(jobs, seen, squared, strict=True):
         job.mean_d2 = float(value)
         job.d_eff = float(np.sqrt(max(value, change.extra_d2)))
 
 
-def _delivered(change: Alteration, readings: Readings) -> Alteration:
+def delivered(change: Alteration, readings: Readings) -> Alteration:
     """What is left of an alteration where a declared meter outage hides some of its readings."""
     gone = np.zeros_like(change.shift_Tc, dtype=bool)
     for meters, absent in readings.absent:

@@ -53,7 +53,7 @@ def finish(case: GridCase, job: Job) -> Attempt:
     if alteration is None:
         attempt.reachable = False
         return attempt
-    attempt.d_eff, attempt.in_bounds = job.d_eff, alteration.in_bounds
+    attempt.d_eff, attempt.in_bounds, attempt.alteration = job.d_eff, alteration.in_bounds, alteration
     attempt.main = _altered(case, job, alteration, true, severity)
     attempt.twin = _twin(case, job, true, quiet, severity)
     attempt.material = _material(case, job, alteration)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gg_ray import cli
-from gg_ray.benchmark_commands import run_names
 from gg_ray.config import ConfigError
+from gg_ray.core_runs import run_names
 
 
 @pytest.fixture
@@ -35,8 +35,9 @@ def test_a_pattern_that_fits_no_run_is_refused(runs: Path) -> None:
     ("args", "said"),
     [
         (["--windows", "3"], "suite core is frozen: leave --cases, --windows and --days out"),
-        (["--preset", "big", "--run", "x"], "unknown preset 'big'; choose from small, full"),
+        (["--preset", "big", "--run", "x"], "unknown preset 'big'; choose from small, desk, full"),
         ([], "name the runs, one per fold"),
+        (["--run", "x", "--workers", "0"], "--workers 0: at least 1"),
         (["--run", "absent"], "run 'absent' has no registry"),
     ],
 )
