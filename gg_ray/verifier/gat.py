@@ -5,7 +5,8 @@ Source:  GATv2 (Brody et al. 2105.14491), edge attributes also in the message; G
 Shapes:  N nodes, E undirected branches, 2E directed messages, D hidden, H heads, K edge attributes
 
 A branch is stored once and carries messages both ways. Out of service it stays in the arrays and is masked, so an
-outage changes neither shapes nor a compiled graph.
+outage changes neither shapes nor a compiled graph. Inference on a CPU takes the compiled passes of graph_kernel
+(`fused`), whose oracle is the tensor code here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from gg_ray.records import F32
+from gg_ray.verifier import graph_kernel
+from gg_ray.verifier.simd import WIDTH
+
 LOGIT_LIMIT = 15.0
 """Attention logits are clamped to this before exp: no max pass is needed and float32 cannot overflow."""
 BLOCK_BRANCHES = 4096
@@ -25,6 +30,28 @@ ONEDNN_ROWS = 1024
 _TINY = 1e-12
 
 
+def fused(tensor: Tensor, width: int) -> bool:
+    """Whether compiled kernels may stand in: inference in float32 on a CPU, not traced, rows of whole vectors."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and width % WIDTH == 0
+    )
+
+
+def plain(tensor: Tensor) -> F32:
+    """The numbers of a tensor as numba kernels want them."""
+    out: F32 = tensor.detach().contiguous().numpy()
+    return out
+
+
+def norm_of(layer: nn.LayerNorm) -> graph_kernel.Norm:
+    """What graph_kernel.settled needs of a LayerNorm."""
+    return plain(layer.weight), plain(layer.bias), layer.eps
+
+
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, ...] summed by index [M] into [size, ...]; rows without a source are zero."""
     return values.new_zeros((size, *values.shape[1:])).index_add_(0, index, values)
@@ -32,6 +59,8 @@ def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 def mean_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, D] averaged by index [M] into [size, D]; rows without a source are zero."""
+    if fused(values, values.shape[1]):
+        return torch.from_numpy(graph_kernel.group_mean(plain(values), index.numpy(), size))
     return sum_by(values, index, size) / count_by(values, index, size)[:, None]
 
 
@@ -102,6 +131,13 @@ class GatLayer(nn.Module):
         """
         n, d = h_ND.shape
         source, query = self.source(h_ND), self.query(h_ND)
+        if fused(h_ND, d // self.heads) and not (self.training and self.dropout.p):
+            mean_ND, reached_N = graph_kernel.attended(
+                plain(source), plain(query), [plain(project(edge_EK)) for project in self.edge],
+                plain(self.attention), plain(edge_index), plain(status_E), LOGIT_LIMIT,
+            )  # fmt: skip
+            change = plain(self.out(torch.from_numpy(mean_ND)))
+            return torch.from_numpy(graph_kernel.settled(plain(h_ND), change, None, reached_N, norm_of(self.norm)))
         # attention vectors as a block diagonal [H, D]: one small GEMM instead of a multiply and a reduction per branch
         eye = torch.eye(self.heads, device=h_ND.device, dtype=h_ND.dtype)
         attention = (eye[:, :, None] * self.attention).reshape(self.heads, d)
@@ -138,6 +174,12 @@ class SageLayer(nn.Module):
     def forward(self, h_ND: Tensor, src: Tensor, dst: Tensor, weight: Tensor) -> Tensor:
         """Args: h_ND node states; src, dst [M] directed edges; weight [M], 0 masks an edge. Returns: [N, D]."""
         n = h_ND.shape[0]
+        if fused(h_ND, h_ND.shape[1]) and not (self.training and self.dropout.p):
+            mean_ND = graph_kernel.neighbour_mean(plain(h_ND), plain(src), plain(dst), plain(weight))
+            other = plain(self.neighbour(torch.from_numpy(mean_ND)))
+            return torch.from_numpy(
+                graph_kernel.settled(plain(h_ND), plain(self.own(h_ND)), other, None, norm_of(self.norm))
+            )
         total = sum_by(weight, dst, n).clamp(min=_TINY)
         acc = torch.zeros_like(h_ND)
         for start, stop, share in blocks(src, dst, weight):

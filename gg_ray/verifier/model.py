@@ -18,7 +18,10 @@ from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
-from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, sum_by
+from gg_ray.verifier import graph_kernel
+from gg_ray.verifier.gat import (
+    LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, fused, norm_of, plain, sum_by,
+)  # fmt: skip
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
 
@@ -166,10 +169,17 @@ class Verifier(nn.Module):
                 h = layer(h, batch.edge_index, edge, status)
             n_regions = batch.region_graph.shape[0]
             h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions, coarse)
-        from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
-        start, stop = batch.edge_index
-        edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
-        edge_logit = self.edge_head(edge)[:, 0]
+        if fused(edge, EDGE_WIDTH):
+            states, logits = graph_kernel.branch_states(
+                plain(self.edge_update(edge)), plain(self.edge_ends(h)), plain(batch.edge_index),
+                plain(self.edge_head.weight[0]), float(self.edge_head.bias),
+            )  # fmt: skip
+            edge, edge_logit = torch.from_numpy(states), torch.from_numpy(logits)
+        else:
+            from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
+            start, stop = batch.edge_index
+            edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
+            edge_logit = self.edge_head(edge)[:, 0]
         hidden = fn.gelu(self.node_hidden(h))
         node_logit = self.node_head(hidden)[:, 0]
         state = self.state_head(hidden)

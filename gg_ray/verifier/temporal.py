@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from gg_ray.verifier.gat import Dense, both_ways, sum_by
+from gg_ray.verifier import patch_kernel
+from gg_ray.verifier.gat import Dense, both_ways, fused, plain, sum_by
+from gg_ray.verifier.patch_kernel import PATCH_WIDTH
 from gg_ray.verifier.pyg_temporal import load_tgcn
 
-PATCH_WIDTH = 32
 MAX_PATCHES = 8
 BLOCK_ROWS = 1024
 
@@ -47,6 +48,10 @@ class PatchEncoder(nn.Module):
                 f"window of {scans} scans: need a multiple of the patch {self.patch}, "
                 f"at most {MAX_PATCHES * self.patch}; set scenario.scans or verifier.patch"
             )
+        if fused(x_nTF, PATCH_WIDTH):
+            position = self.position[:patches].flip(0)
+            weights = plain(self.embed.weight.T), plain(position), plain(self.score.weight[0])
+            return fn.gelu(self.out(torch.from_numpy(patch_kernel.pooled(plain(x_nTF), *weights))))
         # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
         flat = x_nTF.reshape(n, patches, self.patch * features)
         if torch.compiler.is_compiling() or n <= BLOCK_ROWS:
