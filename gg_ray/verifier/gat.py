@@ -11,14 +11,14 @@ outage changes neither shapes nor a compiled graph. Inference on a CPU takes the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from gg_ray.records import F32
-from gg_ray.verifier import graph_kernel
+from gg_ray.verifier import dense_kernel, graph_kernel
 from gg_ray.verifier.simd import WIDTH
 
 LOGIT_LIMIT = 15.0
@@ -47,9 +47,23 @@ def plain(tensor: Tensor) -> F32:
     return out
 
 
-def norm_of(layer: nn.LayerNorm) -> graph_kernel.Norm:
-    """What graph_kernel.settled needs of a LayerNorm."""
-    return plain(layer.weight), plain(layer.bias), layer.eps
+def joined(
+    parts: Sequence[Tensor], layers: Sequence[nn.Linear], *, gelu: bool = False, scale: Tensor | None = None,
+    onto: Tensor | None = None, norm: nn.LayerNorm | None = None,
+) -> Tensor:  # fmt: skip
+    """dense_kernel.dense on tensors: norm(onto + scale * gelu(sum of each layer on its own part)).
+
+    Args:    layers  one for all parts side by side, or one for each part
+    """
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers], dim=1)
+    bias = next((layer.bias for layer in layers if layer.bias is not None), None)
+    return torch.from_numpy(
+        dense_kernel.dense(
+            [plain(part) for part in parts], plain(weight), None if bias is None else plain(bias), gelu=gelu,
+            scale_n=None if scale is None else plain(scale), onto_nD=None if onto is None else plain(onto),
+            norm=None if norm is None else (plain(norm.weight), plain(norm.bias), norm.eps),
+        )
+    )  # fmt: skip
 
 
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
@@ -130,14 +144,15 @@ class GatLayer(nn.Module):
         Returns: [N, D]
         """
         n, d = h_ND.shape
-        source, query = self.source(h_ND), self.query(h_ND)
         if fused(h_ND, d // self.heads) and not (self.training and self.dropout.p):
             mean_ND, reached_N = graph_kernel.attended(
-                plain(source), plain(query), [plain(project(edge_EK)) for project in self.edge],
+                plain(joined([h_ND], [self.source])), plain(joined([h_ND], [self.query])),
+                [plain(joined([edge_EK], [project])) for project in self.edge],
                 plain(self.attention), plain(edge_index), plain(status_E), LOGIT_LIMIT,
             )  # fmt: skip
-            change = plain(self.out(torch.from_numpy(mean_ND)))
-            return torch.from_numpy(graph_kernel.settled(plain(h_ND), change, None, reached_N, norm_of(self.norm)))
+            mean, reached = torch.from_numpy(mean_ND), torch.from_numpy(reached_N)
+            return joined([mean], [self.out], scale=reached, onto=h_ND, norm=self.norm)
+        source, query = self.source(h_ND), self.query(h_ND)
         # attention vectors as a block diagonal [H, D]: one small GEMM instead of a multiply and a reduction per branch
         eye = torch.eye(self.heads, device=h_ND.device, dtype=h_ND.dtype)
         attention = (eye[:, :, None] * self.attention).reshape(self.heads, d)
@@ -176,10 +191,8 @@ class SageLayer(nn.Module):
         n = h_ND.shape[0]
         if fused(h_ND, h_ND.shape[1]) and not (self.training and self.dropout.p):
             mean_ND = graph_kernel.neighbour_mean(plain(h_ND), plain(src), plain(dst), plain(weight))
-            other = plain(self.neighbour(torch.from_numpy(mean_ND)))
-            return torch.from_numpy(
-                graph_kernel.settled(plain(h_ND), plain(self.own(h_ND)), other, None, norm_of(self.norm))
-            )
+            parts = h_ND, torch.from_numpy(mean_ND)
+            return joined(parts, (self.own, self.neighbour), gelu=True, onto=h_ND, norm=self.norm)
         total = sum_by(weight, dst, n).clamp(min=_TINY)
         acc = torch.zeros_like(h_ND)
         for start, stop, share in blocks(src, dst, weight):

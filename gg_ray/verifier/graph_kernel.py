@@ -22,8 +22,6 @@ from gg_ray.verifier.simd import (
 
 _F = np.float32
 _TINY = _F(1e-12)
-Norm = tuple[F32, F32, float]
-"""Weight, bias and epsilon of a LayerNorm."""
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -66,7 +64,8 @@ def _attend(  # type: ignore[no-untyped-def]
     n, d = source.shape
     branches, part = edge_index.shape[1], d // heads
     first, order = by_destination(np.concatenate((edge_index[1], edge_index[0])), n)
-    acc, message, weight = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(heads, np.float32)
+    acc, message = np.empty(d, np.float32), np.empty(d, np.float32)
+    weight, alpha = np.empty(heads + WIDTH, np.float32), np.zeros(heads + WIDTH, np.float32)
     none, top, slope = splat(_F(0.0)), splat(limit), splat(_F(0.2))
     for i in range(n):
         acc[:] = _F(0.0)
@@ -84,21 +83,20 @@ def _attend(  # type: ignore[no-untyped-def]
                     store(message, j, m)
                     q = m + load(query, i * d + j)
                     logit = logit + choose(none, q, q, q * slope) * load(attention, j)
-                alpha = exp8(lowest(highest(splat(total(logit)), none - top), top)) * splat(status[e])
-                weight[h] += _first(alpha)
+                alpha[h] = total(logit)
+            for h in range(0, heads, WIDTH):
+                a = exp8(lowest(highest(load(alpha, h), none - top), top)) * splat(status[e])
+                store(alpha, h, a)
+                store(weight, h, load(weight, h) + a)
+            for h in range(heads):
+                a = spread(alpha, h)
                 for j in range(h * part, (h + 1) * part, WIDTH):
-                    store(acc, j, load(acc, j) + load(message, j) * alpha)
+                    store(acc, j, load(acc, j) + load(message, j) * a)
         reached[i] = _F(1.0) if weight[0] > _F(0.0) else _F(0.0)
         for h in range(heads):
             share = splat(_F(1.0) / max(weight[h], _TINY))
             for j in range(h * part, (h + 1) * part, WIDTH):
                 store(out, i * d + j, gelu8(load(acc, j) * share))
-
-
-@numba.njit(inline="always")
-def _first(lanes):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Any of eight equal lanes."""
-    return total(lanes) * _F(1 / WIDTH)
 
 
 def neighbour_mean(h_ND: F32, src_M: I64, dst_M: I64, weight_M: F32) -> F32:
@@ -148,47 +146,6 @@ def _group_mean(values, index, weight, out):  # type: ignore[no-untyped-def]  # 
             store(out, g * d + j, load(out, g * d + j) * share)
 
 
-def settled(h_ND: F32 | None, change_ND: F32, other_ND: F32 | None, scale_N: F32 | None, norm: Norm) -> F32:
-    """LayerNorm of a state and its change [N, D].
-
-    h_ND None: gelu of change alone.  other_ND: gelu of change and other together.  scale_N: change times scale.
-    """
-    out = np.empty_like(change_ND)
-    gamma, beta, eps = norm
-    none, one = np.empty((0, 0), np.float32), np.empty(0, np.float32)
-    _settle(
-        none if h_ND is None else h_ND, change_ND, none if other_ND is None else other_ND,
-        one if scale_N is None else scale_N, gamma, beta, _F(eps), out,
-    )  # fmt: skip
-    return out
-
-
-@numba.njit(cache=True, error_model="numpy")
-def _settle(h, change, other, scale, gamma, beta, eps, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    n, d = change.shape
-    row, none = np.empty(d, np.float32), splat(_F(0.0))
-    part = _F(1.0 / d)
-    for i in range(n):
-        place, sums = i * d, none
-        for j in range(0, d, WIDTH):
-            v = load(change, place + j)
-            if other.size:
-                v = v + load(other, place + j)
-            v = v * spread(scale, i) if scale.size else gelu8(v)
-            if h.size:
-                v = v + load(h, place + j)
-            store(row, j, v)
-            sums = sums + v
-        mean, squares = splat(total(sums) * part), none
-        for j in range(0, d, WIDTH):
-            v = load(row, j) - mean
-            store(row, j, v)
-            squares = squares + v * v
-        norm = splat(_F(1.0) / np.sqrt(total(squares) * part + eps))
-        for j in range(0, d, WIDTH):
-            store(out, place + j, load(row, j) * norm * load(gamma, j) + load(beta, j))
-
-
 def branch_states(own_ED: F32, ends_ND2: F32, edge_index: I64, head_D: F32, bias: float) -> tuple[F32, F32]:
     """gelu of a branch's own part and those of its two ends [E, D], and their product with the head [E].
 
@@ -210,6 +167,27 @@ def _branch_states(own, ends, edge_index, head, bias, out, logit):  # type: igno
             store(out, e * d + j, v)
             sums = sums + v * load(head, j)
         logit[e] = total(sums) + bias
+
+
+def group_max(values_MD: F32, index_M: I64, groups: int) -> F32:
+    """Column maxima of the rows of each group [G, D], 0 for an empty one."""
+    out = np.full((groups, values_MD.shape[1]), -np.inf, np.float32)
+    _group_max(values_MD, index_M, out)
+    return out
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _group_max(values, index, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    d = values.shape[1]
+    met = np.zeros(out.shape[0], np.bool_)
+    for i in range(values.shape[0]):
+        g = index[i]
+        met[g] = True
+        for j in range(0, d, WIDTH):
+            store(out, g * d + j, highest(load(out, g * d + j), load(values, i * d + j)))
+    for g in range(out.shape[0]):
+        if not met[g]:
+            out[g] = _F(0.0)
 
 
 def branch_physics(phys_E6: F32, xhat_N2: F32, edge_index: I64) -> F32:

@@ -20,7 +20,7 @@ from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, 
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
 from gg_ray.verifier import graph_kernel
 from gg_ray.verifier.gat import (
-    LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, fused, norm_of, plain, sum_by,
+    LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, fused, joined, plain, sum_by,
 )  # fmt: skip
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
@@ -171,7 +171,7 @@ class Verifier(nn.Module):
             h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions, coarse)
         if fused(edge, EDGE_WIDTH):
             states, logits = graph_kernel.branch_states(
-                plain(self.edge_update(edge)), plain(self.edge_ends(h)), plain(batch.edge_index),
+                plain(joined([edge], [self.edge_update])), plain(self.edge_ends(h)), plain(batch.edge_index),
                 plain(self.edge_head.weight[0]), float(self.edge_head.bias),
             )  # fmt: skip
             edge, edge_logit = torch.from_numpy(states), torch.from_numpy(logits)
@@ -180,7 +180,10 @@ class Verifier(nn.Module):
             start, stop = batch.edge_index
             edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
             edge_logit = self.edge_head(edge)[:, 0]
-        hidden = fn.gelu(self.node_hidden(h))
+        if fused(h, h.shape[1]):
+            hidden = joined([h], [self.node_hidden], gelu=True)
+        else:
+            hidden = fn.gelu(self.node_hidden(h))
         node_logit = self.node_head(hidden)[:, 0]
         state = self.state_head(hidden)
         graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit, proof))
@@ -197,25 +200,18 @@ class Verifier(nn.Module):
 
     def _encode(self, batch: GraphBatch, summary: Summary) -> tuple[Tensor, Tensor]:
         """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
-        index = batch.edge_index
         encoded, proof = summary.node, (summary.node_proof, summary.edge_proof)
         voltage = 10 * batch.xhat[:, :1]
         parts = [encoded, proof[0], batch.x[:, -1], batch.node_static, voltage]
         if self.config.jacobian:
             parts.append(batch.jac)
-        h = self.node_join(torch.cat(parts, dim=1))
-        h = self.node_norm(fn.gelu(h))
-
-        drop = batch.xhat[index[0]] - batch.xhat[index[1]]
-        r, x, b, tap, shift, alive = batch.edge_phys.unbind(dim=1)
-        # asinh keeps short and long lines, a factor of 1e4 apart in p.u., in one range without a per-grid scale
-        physics = torch.stack(
-            (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
-        )
-        joined = torch.cat(
-            (summary.edge, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1
-        )
-        return h, fn.gelu(self.edge_join(joined))
+        physics = _physics(batch.edge_phys, batch.xhat, batch.edge_index)
+        edges = [summary.edge, proof[1], batch.e[:, -1], batch.edge_static, physics]
+        if fused(encoded, encoded.shape[1]):
+            h = joined(parts, [self.node_join], gelu=True, norm=self.node_norm)
+            return h, joined(edges, [self.edge_join], gelu=True)
+        h = self.node_norm(fn.gelu(self.node_join(torch.cat(parts, dim=1))))
+        return h, fn.gelu(self.edge_join(torch.cat(edges, dim=1)))
 
     def _read_out(
         self,
@@ -229,17 +225,38 @@ class Verifier(nn.Module):
         """Graph vector [B, D]: attention and max pools of states, largest and mean logits, largest evidence."""
         size = batch.n_graphs
         weight = self.gate(h).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp()
-        attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
-        nodes = torch.cat((h, node_logit[:, None], proof[0]), dim=1)
-        edges = torch.cat((edge, edge_logit[:, None], proof[1]), dim=1)
+        if fused(h, h.shape[1]):
+            attention = torch.from_numpy(
+                graph_kernel.group_mean(plain(h), plain(batch.graph), size, plain(weight[:, 0]))
+            )
+        else:
+            attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
+        largest = [_max_by(values, batch.graph, size) for values in (h, node_logit[:, None], proof[0])]
+        largest += [_max_by(values, batch.edge_graph, size) for values in (edge, edge_logit[:, None], proof[1])]
         soft = (_log_mean_exp(node_logit, batch.graph, size), _log_mean_exp(edge_logit, batch.edge_graph, size))
-        pooled = (attention, _max_by(nodes, batch.graph, size), _max_by(edges, batch.edge_graph, size))
-        out: Tensor = fn.gelu(self.graph_hidden(torch.cat((*pooled, torch.stack(soft, dim=1)), dim=1)))
+        out: Tensor = fn.gelu(self.graph_hidden(torch.cat((attention, *largest, torch.stack(soft, dim=1)), dim=1)))
         return out
+
+
+def _physics(phys: Tensor, xhat: Tensor, index: Tensor) -> Tensor:
+    """[Et, 8] declared model of each branch and the drop of its estimated state.
+
+    asinh keeps short and long lines, a factor of 1e4 apart in p.u., in one range without a per-grid scale.
+    """
+    if fused(phys, 0):
+        return torch.from_numpy(graph_kernel.branch_physics(plain(phys), plain(xhat), plain(index)))
+    drop = xhat[index[0]] - xhat[index[1]]
+    r, x, b, tap, shift, alive = phys.unbind(dim=1)
+    physics = torch.stack(
+        (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
+    )
+    return torch.cat((physics, torch.asinh(10 * drop)), dim=1)
 
 
 def _max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Column maxima [size, D] of the rows of values [M, D] by index; 0 for an empty group."""
+    if fused(values, values.shape[1]):
+        return torch.from_numpy(graph_kernel.group_max(plain(values), plain(index), size))
     if size == 1 and values.shape[0]:
         return values.amax(dim=0, keepdim=True)
     out = values.new_zeros(size, values.shape[1])

@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from gg_ray.records import F32, I64
+from gg_ray.verifier.dense_kernel import put4
 from gg_ray.verifier.simd import WIDTH, bits, exp8, gelu8, highest, load, splat, spread, store, total
 
 PATCH_WIDTH = 32
@@ -110,17 +111,9 @@ def _embed(  # type: ignore[no-untyped-def]
                 a2, b2, c2 = a2 + xa * w, b2 + xb * w, c2 + xc * w
                 w = load(weight, place + 3 * WIDTH)
                 a3, b3, c3 = a3 + xa * w, b3 + xb * w, c3 + xc * w
-    _put(embedded, p0 * PATCH_WIDTH, a0, a1, a2, a3)
-    _put(embedded, p1 * PATCH_WIDTH, b0, b1, b2, b3)
-    _put(embedded, p2 * PATCH_WIDTH, c0, c1, c2, c3)
-
-
-@numba.njit(inline="always")
-def _put(to, place, v0, v1, v2, v3):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    store(to, place, v0)
-    store(to, place + WIDTH, v1)
-    store(to, place + 2 * WIDTH, v2)
-    store(to, place + 3 * WIDTH, v3)
+    put4(embedded, p0 * PATCH_WIDTH, a0, a1, a2, a3)
+    put4(embedded, p1 * PATCH_WIDTH, b0, b1, b2, b3)
+    put4(embedded, p2 * PATCH_WIDTH, c0, c1, c2, c3)
 
 
 @numba.njit(inline="always")
@@ -146,6 +139,6 @@ def pool(embedded, position, score, patches, out, to):  # type: ignore[no-untype
         w2, w3 = w2 * fade + h2 * share, w3 * fade + h3 * share
         m0, m1, m2, m3 = m0 + h0, m1 + h1, m2 + h2, m3 + h3
     norm, part = splat(_F(1.0)) / weight, splat(_F(1.0 / patches))
-    _put(out, to, w0 * norm, w1 * norm, w2 * norm, w3 * norm)
-    _put(out, to + PATCH_WIDTH, m0 * part, m1 * part, m2 * part, m3 * part)
-    _put(out, to + 2 * PATCH_WIDTH, h0, h1, h2, h3)
+    put4(out, to, w0 * norm, w1 * norm, w2 * norm, w3 * norm)
+    put4(out, to + PATCH_WIDTH, m0 * part, m1 * part, m2 * part, m3 * part)
+    put4(out, to + 2 * PATCH_WIDTH, h0, h1, h2, h3)

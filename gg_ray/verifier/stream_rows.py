@@ -88,7 +88,7 @@ class Rows:
         pooled = patch_kernel.pooled(
             self._moving, self._zeta, position, plain(self.encoder.score.weight[0]), 1, plain(self.embedded), ends
         )  # fmt: skip
-        encoded = torch.nn.functional.gelu(self.encoder.out(torch.from_numpy(pooled)))
+        encoded = self.encoder.activated(torch.from_numpy(pooled))
         return encoded, torch.from_numpy(proof), torch.from_numpy(self._moving[:, -1])
 
     def _lanes(self, values_nC: NDArray[Any], fill: float) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from gg_ray.verifier import patch_kernel
-from gg_ray.verifier.gat import Dense, both_ways, fused, plain, sum_by
+from gg_ray.verifier.gat import Dense, both_ways, fused, joined, plain, sum_by
 from gg_ray.verifier.patch_kernel import PATCH_WIDTH
 from gg_ray.verifier.pyg_temporal import load_tgcn
 
@@ -51,7 +51,7 @@ class PatchEncoder(nn.Module):
         if fused(x_nTF, PATCH_WIDTH):
             position = self.position[:patches].flip(0)
             weights = plain(self.embed.weight.T), plain(position), plain(self.score.weight[0])
-            return fn.gelu(self.out(torch.from_numpy(patch_kernel.pooled(plain(x_nTF), *weights))))
+            return self.activated(torch.from_numpy(patch_kernel.pooled(plain(x_nTF), *weights)))
         # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
         flat = x_nTF.reshape(n, patches, self.patch * features)
         if torch.compiler.is_compiling() or n <= BLOCK_ROWS:
@@ -69,7 +69,13 @@ class PatchEncoder(nn.Module):
         h_nPW = fn.gelu(embedded_nPW + position)
         share = torch.softmax(self.score(h_nPW), dim=1)
         pooled = torch.cat(((share * h_nPW).sum(dim=1), h_nPW.mean(dim=1), h_nPW[:, -1]), dim=1)
-        return fn.gelu(self.out(pooled))
+        return self.activated(pooled)
+
+    def activated(self, pooled_nW: Tensor) -> Tensor:
+        """Pools [n, 3 * PATCH_WIDTH] -> [n, D]."""
+        if fused(pooled_nW, self.out.out_features):
+            return joined([pooled_nW], [self.out], gelu=True)
+        return fn.gelu(self.out(pooled_nW))
 
 
 def gcn_weights(edge_index: Tensor, weight: Tensor, n: int) -> tuple[Tensor, Tensor]:
