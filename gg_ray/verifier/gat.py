@@ -48,15 +48,18 @@ def plain(tensor: Tensor) -> F32:
 
 
 def joined(
-    parts: Sequence[Tensor], layers: Sequence[nn.Linear], *, gelu: bool = False, scale: Tensor | None = None,
-    onto: Tensor | None = None, norm: nn.LayerNorm | None = None,
+    parts: Sequence[Tensor], layers: Sequence[nn.Module], *, stacked: bool = False, gelu: bool = False,
+    scale: Tensor | None = None, onto: Tensor | None = None, norm: nn.LayerNorm | None = None,
 ) -> Tensor:  # fmt: skip
     """dense_kernel.dense on tensors: norm(onto + scale * gelu(sum of each layer on its own part)).
 
-    Args:    layers  one for all parts side by side, or one for each part
+    Args:    layers  one for all parts side by side, or one for each part; stacked: all on the same part, with their
+             outputs side by side. The first alone may have a bias.
     """
-    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers], dim=1)
-    bias = next((layer.bias for layer in layers if layer.bias is not None), None)
+    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
+    weight, bias = torch.cat(weights, dim=0 if stacked else 1), layers[0].bias
+    if bias is not None and stacked:
+        bias = torch.cat((bias, bias.new_zeros(weight.shape[0] - bias.shape[0])))
     return torch.from_numpy(
         dense_kernel.dense(
             [plain(part) for part in parts], plain(weight), None if bias is None else plain(bias), gelu=gelu,
@@ -145,11 +148,11 @@ class GatLayer(nn.Module):
         """
         n, d = h_ND.shape
         if fused(h_ND, d // self.heads) and not (self.training and self.dropout.p):
+            states = joined([h_ND], [self.source, self.query], stacked=True)
+            edges = joined([edge_EK], list(self.edge), stacked=True)
             mean_ND, reached_N = graph_kernel.attended(
-                plain(joined([h_ND], [self.source])), plain(joined([h_ND], [self.query])),
-                [plain(joined([edge_EK], [project])) for project in self.edge],
-                plain(self.attention), plain(edge_index), plain(status_E), LOGIT_LIMIT,
-            )  # fmt: skip
+                plain(states), plain(edges), plain(self.attention), plain(edge_index), plain(status_E), LOGIT_LIMIT
+            )
             mean, reached = torch.from_numpy(mean_ND), torch.from_numpy(reached_N)
             return joined([mean], [self.out], scale=reached, onto=h_ND, norm=self.norm)
         source, query = self.source(h_ND), self.query(h_ND)

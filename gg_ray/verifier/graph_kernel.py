@@ -10,8 +10,6 @@ what they add up to stays in cache and is normalised and activated before it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numba
 import numpy as np
 
@@ -41,57 +39,72 @@ def by_destination(dst_M, n):  # type: ignore[no-untyped-def]  # pragma: no cove
 
 
 def attended(
-    source_ND: F32, query_ND: F32, edge_WED: Sequence[F32], attention_HD: F32, edge_index: I64, status_E: F32,
-    limit: float,
-) -> tuple[F32, F32]:  # fmt: skip
+    states_N2D: F32, edge_E2D: F32, attention_HD: F32, edge_index: I64, status_E: F32, limit: float
+) -> tuple[F32, F32]:
     """gelu of each node's attention mean over its branches [N, D], and 1 where it has one in service [N].
 
-    Args:    edge_WED  attributes of branches projected for messages along and against them;  limit  of the logits
+    Args:    states_N2D  what a node gives as a source, then as a query;  edge_E2D  attributes of branches, projected
+             for messages along, then against them;  limit  of the logits
     """
+    n, d = states_N2D.shape[0], states_N2D.shape[1] // 2
     heads = attention_HD.shape[0]
-    out, reached = np.empty_like(source_ND), np.empty(source_ND.shape[0], np.float32)
-    _attend(
-        source_ND, query_ND, *edge_WED, np.ascontiguousarray(attention_HD).ravel(), heads, edge_index, status_E,
-        _F(limit), out, reached,
-    )  # fmt: skip
+    out, reached = np.empty((n, d), np.float32), np.empty(n, np.float32)
+    first, order = by_destination(np.concatenate((edge_index[1], edge_index[0])), n)
+    alpha = np.empty((order.size, -(-heads // WIDTH) * WIDTH), np.float32)
+    _logits(states_N2D, edge_E2D, np.ascontiguousarray(attention_HD).ravel(), heads, edge_index, alpha)
+    _attend(states_N2D, edge_E2D, heads, edge_index, status_E, _F(limit), first, order, alpha, out, reached)
     return out, reached
 
 
 @numba.njit(cache=True, error_model="numpy")
+def _logits(states, edges, attention, heads, edge_index, alpha):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Attention logits of every message before any is summed: nothing waits for an exponential."""
+    d, branches, width = edges.shape[1] // 2, edge_index.shape[1], alpha.shape[1]
+    part, slope, none = d // heads, splat(_F(0.2)), splat(_F(0.0))
+    for e in range(branches):
+        u, v = 2 * d * edge_index[0, e], 2 * d * edge_index[1, e]
+        for h in range(heads):
+            along = against = none
+            for j in range(h * part, (h + 1) * part, WIDTH):
+                a = load(attention, j)
+                x = load(states, u + j) + load(edges, 2 * d * e + j) + load(states, v + d + j)
+                y = load(states, v + j) + load(edges, 2 * d * e + d + j) + load(states, u + d + j)
+                # a leaky step is the larger of both as its slope is below 1
+                along, against = along + highest(x, x * slope) * a, against + highest(y, y * slope) * a
+            alpha[e, h] = total(along)
+            alpha[branches + e, h] = total(against)
+        for h in range(heads, width):
+            alpha[e, h] = alpha[branches + e, h] = _F(0.0)
+
+
+@numba.njit(cache=True, error_model="numpy")
 def _attend(  # type: ignore[no-untyped-def]
-    source, query, along, against, attention, heads, edge_index, status, limit, out, reached
+    states, edges, heads, edge_index, status, limit, first, order, alpha, out, reached
 ):  # pragma: no cover - compiled
-    n, d = source.shape
-    branches, part = edge_index.shape[1], d // heads
-    first, order = by_destination(np.concatenate((edge_index[1], edge_index[0])), n)
-    acc, message = np.empty(d, np.float32), np.empty(d, np.float32)
-    weight, alpha = np.empty(heads + WIDTH, np.float32), np.zeros(heads + WIDTH, np.float32)
-    none, top, slope = splat(_F(0.0)), splat(limit), splat(_F(0.2))
+    n, d = out.shape
+    branches, part, width = edge_index.shape[1], d // heads, alpha.shape[1]
+    acc, weight = np.empty(d, np.float32), np.empty(width, np.float32)
+    none, top = splat(_F(0.0)), splat(limit)
+    for m in range(alpha.shape[0]):
+        alive = splat(status[m if m < branches else m - branches])
+        for h in range(0, width, WIDTH):
+            a = exp8(lowest(highest(load(alpha, m * width + h), none - top), top)) * alive
+            store(alpha, m * width + h, a)
     for i in range(n):
         acc[:] = _F(0.0)
         weight[:] = _F(0.0)
         for k in range(first[i], first[i + 1]):
-            forward = order[k] < branches
-            e = order[k] if forward else order[k] - branches
-            if status[e] == _F(0.0):
-                continue
-            s = (edge_index[0, e] if forward else edge_index[1, e]) * d
+            m = order[k]
+            if m < branches:
+                source, edge = 2 * d * edge_index[0, m], 2 * d * m
+            else:
+                source, edge = 2 * d * edge_index[1, m - branches], 2 * d * (m - branches) + d
+            for h in range(0, width, WIDTH):
+                store(weight, h, load(weight, h) + load(alpha, m * width + h))
             for h in range(heads):
-                logit = none
+                a = spread(alpha, m * width + h)
                 for j in range(h * part, (h + 1) * part, WIDTH):
-                    m = load(source, s + j) + (load(along, e * d + j) if forward else load(against, e * d + j))
-                    store(message, j, m)
-                    q = m + load(query, i * d + j)
-                    logit = logit + choose(none, q, q, q * slope) * load(attention, j)
-                alpha[h] = total(logit)
-            for h in range(0, heads, WIDTH):
-                a = exp8(lowest(highest(load(alpha, h), none - top), top)) * splat(status[e])
-                store(alpha, h, a)
-                store(weight, h, load(weight, h) + a)
-            for h in range(heads):
-                a = spread(alpha, h)
-                for j in range(h * part, (h + 1) * part, WIDTH):
-                    store(acc, j, load(acc, j) + load(message, j) * a)
+                    store(acc, j, load(acc, j) + (load(states, source + j) + load(edges, edge + j)) * a)
         reached[i] = _F(1.0) if weight[0] > _F(0.0) else _F(0.0)
         for h in range(heads):
             share = splat(_F(1.0) / max(weight[h], _TINY))
@@ -129,6 +142,21 @@ def group_mean(values_MD: F32, index_M: I64, groups: int, weight_M: F32 | None =
     out = np.zeros((groups, values_MD.shape[1]), np.float32)
     _group_mean(values_MD, index_M, np.ones(index_M.size, np.float32) if weight_M is None else weight_M, out)
     return out
+
+
+def lifted(h_MD: F32, up_GD: F32, index_M: I64) -> F32:
+    """Rows plus what their group hands down [M, D]."""
+    out = np.empty_like(h_MD)
+    _lifted(h_MD, up_GD, index_M, out)
+    return out
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _lifted(h, up, index, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    d = h.shape[1]
+    for i in range(h.shape[0]):
+        for j in range(0, d, WIDTH):
+            store(out, i * d + j, load(h, i * d + j) + load(up, index[i] * d + j))
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -211,16 +211,14 @@ def total(typing, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def columns(typing, array, offsets, shift):  # type: ignore[no-untyped-def]
-    """Four lanes from four neighbours at each of eight places: array[offsets[i] + shift + k] is lane i of value k."""
+def columns(typing, array, p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-untyped-def]
+    """Four lanes from four neighbours at each of eight places: array[p_i + k] is lane i of value k."""
     if not _flat(array):
         return None
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        places = context.make_array(sig.args[1])(context, builder, args[1]).data
         rows = []
-        for i in range(WIDTH):
-            offset = builder.add(builder.load(builder.gep(places, [cgutils.intp_t(i)])), args[2])
+        for offset in args[1:]:
             place = builder.bitcast(_address(context, builder, sig.args[0], args[0], offset), _QUAD.as_pointer())
             rows.append(builder.load(place, align=4))
 
@@ -237,7 +235,7 @@ def columns(typing, array, offsets, shift):  # type: ignore[no-untyped-def]
             out.append(mixed(part[0], part[1], (2, 3, 10, 11, 6, 7, 14, 15)))
         return context.make_tuple(builder, sig.return_type, out)
 
-    return types.UniTuple(lanes, 4)(array, offsets, types.intp), codegen
+    return types.UniTuple(lanes, 4)(array, *(types.intp,) * WIDTH), codegen
 
 
 @numba.njit(inline="always")

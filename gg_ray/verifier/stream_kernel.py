@@ -52,11 +52,11 @@ def _exact(u):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 def write_scan(columns_L5, slot, sigmas):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Features of one scan of all lanes into the decoded rings."""
     scans = sigmas.shape[1]
-    places = np.empty(WIDTH, np.intp)
     for v in range(sigmas.shape[0]):
-        for j in range(WIDTH):
-            places[j] = (v * WIDTH + j) * FEATURES + 1
-        zeta, residual, delta, fresh = columns(columns_L5, places, 0)
+        p, k = v * WIDTH * FEATURES + 1, FEATURES
+        zeta, residual, delta, fresh = columns(
+            columns_L5, p, p + k, p + 2 * k, p + 3 * k, p + 4 * k, p + 5 * k, p + 6 * k, p + 7 * k
+        )
         decode(sigmas, v * scans + slot, zeta, residual, delta, fresh)
 
 
