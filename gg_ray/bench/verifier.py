@@ -133,7 +133,7 @@ def _stream_tick(model: Verifier, batch: GraphBatch) -> Callable[[], object]:
         assert isinstance(encoder, PatchEncoder)
         raw = x_nTF.numpy().transpose(1, 0, 2).astype(np.float16)
         filled = rng.standard_normal((*raw.shape[:2], CHANNELS))
-        meters = raw[..., : 5 * CHANNELS].reshape(*raw.shape[:2], CHANNELS, 5).any(axis=(0, 3))
+        meters = np.asarray(raw[..., : 5 * CHANNELS].reshape(*raw.shape[:2], CHANNELS, 5).any(axis=(0, 3)))
         filled[:, ~meters] = np.nan
         held = Rows(encoder, raw, filled, rng.random(filled.shape) > 0.01, np.ones(filled.shape[1:]), meters)
         rows.append((held, raw, filled))

@@ -15,7 +15,19 @@ import numpy as np
 
 from gg_ray.records import F32
 from gg_ray.verifier.simd import (
-    WIDTH, bits, choose, columns, highest, load, log8, lowest, rounded, shifted, size, splat, store,
+    WIDTH,
+    bits,
+    choose,
+    columns,
+    highest,
+    load,
+    log8,
+    lowest,
+    rounded,
+    shifted,
+    size,
+    splat,
+    store,
 )  # fmt: skip
 
 CHANNELS = 4
@@ -62,20 +74,28 @@ def _windows(x, out):  # type: ignore[no-untyped-def]  # pragma: no cover - comp
             places[held], row[held], channel[held] = first, i, c
             held += 1
         if held == WIDTH or (lane == n * CHANNELS and held):
-            p0, p1, p2, p3, p4, p5, p6, p7 = (
-                places[0], places[1], places[2], places[3], places[4], places[5], places[6], places[7]
-            )  # fmt: skip
-            for t in range(scans):
-                k = t * features
-                zeta, residual, delta, fresh = columns(
-                    x, p0 + k, p1 + k, p2 + k, p3 + k, p4 + k, p5 + k, p6 + k, p7 + k
-                )
-                decode(sigmas, t, zeta, residual, delta, fresh)
-            judge(sigmas, order, past, table)
-            for k in range(held):
-                for s in range(STATISTICS):
-                    out[row[k], CHANNELS * s + channel[k]] = table[s, k]
+            lanes(x, places, row, channel, held, features, sigmas, order, past, table, out)
             held = 0
+
+
+@numba.njit(inline="always")
+def lanes(  # type: ignore[no-untyped-def]
+    x, places, row, channel, held, features, sigmas, order, past, table, out
+):  # pragma: no cover - compiled
+    """Statistics of the channels gathered, of which `held` are new, to where they belong."""
+    p0, p1, p2, p3, p4, p5, p6, p7 = (
+        places[0], places[1], places[2], places[3], places[4], places[5], places[6], places[7]
+    )  # fmt: skip
+    for t in range(order.shape[0]):
+        k = t * features
+        zeta, residual, delta, fresh = columns(
+            x, p0 + k, p1 + k, p2 + k, p3 + k, p4 + k, p5 + k, p6 + k, p7 + k
+        )  # fmt: skip
+        decode(sigmas, t, zeta, residual, delta, fresh)
+    judge(sigmas, order, past, table)
+    for k in range(held):
+        for s in range(STATISTICS):
+            out[row[k], CHANNELS * s + channel[k]] = table[s, k]
 
 
 @numba.njit(inline="always")
@@ -123,10 +143,10 @@ def judge(sigmas, order, past, out):  # type: ignore[no-untyped-def]  # pragma: 
     to2, to4, to8, to16 = min(2, scans) - 1, min(4, scans) - 1, min(8, scans) - 1, min(16, scans) - 1
     none = splat(_F(0.0))
     best1 = best2 = best4 = best8 = best16 = none
-    r2 = r4 = r8 = before = none
-    burst = square = q2 = q4 = none
-    jump = energy = spread = seen = swing = e2 = e4 = none
-    still = still2 = still4 = still8 = none
+    r4 = r8 = before = none
+    burst = square = q4 = none
+    jump = spread = seen = swing = e4 = none
+    still = still4 = still8 = none
     early = late = none
     squared, moved, stood = none, none, none
     lane = (scans + _PAST) * WIDTH
@@ -158,13 +178,13 @@ def judge(sigmas, order, past, out):  # type: ignore[no-untyped-def]  # pragma: 
         store(past, 3 * lane + now, q2)
 
         e = delta * delta
-        energy = e + moved
+        e2 = e + moved
         moved = e
         jump = highest(jump, size(delta))
         spread = spread + e * fresh
         seen = seen + fresh
-        e4 = energy + load(past, 4 * lane + now - 2 * WIDTH)
-        store(past, 4 * lane + now, energy)
+        e4 = e2 + load(past, 4 * lane + now - 2 * WIDTH)
+        store(past, 4 * lane + now, e2)
 
         still2 = stands + stood
         stood = stands

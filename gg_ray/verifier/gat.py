@@ -12,12 +12,13 @@ outage changes neither shapes nor a compiled graph. Inference on a CPU takes the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as fn
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gg_ray.records import F32
 from gg_ray.verifier import dense_kernel, graph_kernel
 from gg_ray.verifier.simd import WIDTH
 
@@ -41,9 +42,9 @@ def fused(tensor: Tensor, width: int) -> bool:
     )
 
 
-def plain(tensor: Tensor) -> F32:
+def plain(tensor: Tensor) -> NDArray[Any]:
     """The numbers of a tensor as numba kernels want them."""
-    out: F32 = tensor.detach().contiguous().numpy()
+    out: NDArray[Any] = tensor.detach().contiguous().numpy()
     return out
 
 
@@ -57,7 +58,8 @@ def joined(
              outputs side by side. The first alone may have a bias.
     """
     weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
-    weight, bias = torch.cat(weights, dim=0 if stacked else 1), layers[0].bias
+    weight = torch.cat(weights, dim=0 if stacked else 1)
+    bias: Tensor | None = dict(layers[0].named_parameters()).get("bias")
     if bias is not None and stacked:
         bias = torch.cat((bias, bias.new_zeros(weight.shape[0] - bias.shape[0])))
     return torch.from_numpy(
@@ -117,6 +119,13 @@ class Dense(nn.Linear):
             out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
             return out
         return super().forward(input)
+
+
+def activated(layer: Dense, values: Tensor) -> Tensor:
+    """gelu of a layer."""
+    if fused(values, layer.out_features):
+        return joined([values], [layer], gelu=True)
+    return fn.gelu(layer(values))
 
 
 class GatLayer(nn.Module):

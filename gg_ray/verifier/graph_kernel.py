@@ -15,7 +15,20 @@ import numpy as np
 
 from gg_ray.records import F32, I64
 from gg_ray.verifier.simd import (
-    WIDTH, choose, exp8, gelu8, highest, load, log8, lowest, root, size, splat, spread, store, total,
+    WIDTH,
+    choose,
+    exp8,
+    gelu8,
+    highest,
+    load,
+    log8,
+    lowest,
+    root,
+    size,
+    splat,
+    spread,
+    store,
+    total,
 )  # fmt: skip
 
 _F = np.float32

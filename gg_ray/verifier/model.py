@@ -16,11 +16,21 @@ from torch import Tensor, nn
 from gg_ray.config import VerifierConfig
 from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES
+from gg_ray.verifier import graph_kernel, summary_kernel
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
-from gg_ray.verifier import graph_kernel
 from gg_ray.verifier.gat import (
-    LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, fused, joined, plain, sum_by,
+    LOGIT_LIMIT,
+    Dense,
+    GatLayer,
+    SageLayer,
+    activated,
+    both_ways,
+    count_by,
+    fused,
+    joined,
+    plain,
+    sum_by,
 )  # fmt: skip
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
@@ -144,13 +154,17 @@ class Verifier(nn.Module):
 
     def summarise(self, batch: GraphBatch) -> Summary:
         """First half of forward: every row's window, without its neighbours (the TGCN encoders do hear them)."""
-        index, status = batch.edge_index, batch.edge_phys[:, 5]
-        return Summary(
-            node=self.node_encoder(batch.x, index, status),
-            edge=self.edge_encoder(batch.e, index, status),
-            node_proof=self.evidence(batch.x),
-            edge_proof=self.evidence(batch.e),
-        )
+        node, node_proof = self._rows(self.node_encoder, batch.x, batch)
+        edge, edge_proof = self._rows(self.edge_encoder, batch.e, batch)
+        return Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof)
+
+    def _rows(self, encoder: nn.Module, x_nTF: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Encoded rows [n, D] and their statistics [n, EVIDENCE]."""
+        if isinstance(encoder, PatchEncoder) and fused(x_nTF, 0):
+            weights = encoder.weights(encoder.patches(x_nTF))
+            pooled, proof = summary_kernel.summarised(plain(x_nTF), *weights)
+            return encoder.activated(torch.from_numpy(pooled)), torch.from_numpy(proof)
+        return encoder(x_nTF, batch.edge_index, batch.edge_phys[:, 5]), self.evidence(x_nTF)
 
     def judge(self, batch: GraphBatch, summary: Summary, coarse: Coarse | None = None) -> VerifierOutput:
         """Second half of forward: the graph. Of batch.x and batch.e only the last scan is read.
@@ -180,10 +194,7 @@ class Verifier(nn.Module):
             start, stop = batch.edge_index
             edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
             edge_logit = self.edge_head(edge)[:, 0]
-        if fused(h, h.shape[1]):
-            hidden = joined([h], [self.node_hidden], gelu=True)
-        else:
-            hidden = fn.gelu(self.node_hidden(h))
+        hidden = activated(self.node_hidden, h)
         node_logit = self.node_head(hidden)[:, 0]
         state = self.state_head(hidden)
         graph = self.graph_head(self._read_out(batch, h, edge, node_logit, edge_logit, proof))

@@ -66,7 +66,7 @@ def _windows(  # type: ignore[no-untyped-def]
         for p in range(0, patches, 3):
             # patches beyond the last are computed again: sums of their own would be a second loop
             p1, p2 = min(p + 1, patches - 1), min(p + 2, patches - 1)
-            _embed(flat, row, patch * features, p, p1, p2, first, last, held, patch, features, weight, embedded)
+            embed(flat, row, patch * features, p, p1, p2, first, last, held, patch, features, weight, embedded)
         if carried.size:
             for p in range(patches):
                 for j in range(0, PATCH_WIDTH, WIDTH):
@@ -92,7 +92,7 @@ def _read(x, first, count, scans, features):  # type: ignore[no-untyped-def]  # 
 
 
 @numba.njit(inline="always")
-def _embed(  # type: ignore[no-untyped-def]
+def embed(  # type: ignore[no-untyped-def]
     x, row, stride, p0, p1, p2, first, last, held, patch, features, weight, embedded
 ):  # pragma: no cover - compiled
     """Products of three patches of a row with the weights of the channels held."""
@@ -118,7 +118,7 @@ def _embed(  # type: ignore[no-untyped-def]
 
 @numba.njit(inline="always")
 def pool(embedded, position, score, patches, out, to):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Embedded patches [P, PATCH_WIDTH], oldest first -> three pools at a flat place of out; embedded is overwritten."""
+    """Embedded patches [P, PATCH_WIDTH], oldest first -> three pools at a flat place of out."""
     s0, s1, s2, s3 = load(score, 0), load(score, WIDTH), load(score, 2 * WIDTH), load(score, 3 * WIDTH)
     none = splat(_F(0.0))
     weight = m0 = m1 = m2 = m3 = w0 = w1 = w2 = w3 = h0 = h1 = h2 = h3 = none

@@ -20,17 +20,19 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import lower_builtin, models, register_model
 
 WIDTH = 8
 _F = np.float32
+intrinsic: Any = _intrinsic
 _FAST = ("contract", "nsz")
 _LANES = ir.VectorType(ir.FloatType(), WIDTH)
 _INTS = ir.VectorType(ir.IntType(32), WIDTH)
 _QUAD = ir.VectorType(ir.FloatType(), 4)
 
 
-class _Lanes(types.Type):  # type: ignore[misc]
+class _Lanes(types.Type):
     def __init__(self) -> None:
         super().__init__("float32x8")
 
@@ -39,18 +41,18 @@ lanes = _Lanes()
 
 
 @register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
         super().__init__(manager, fe_type, _LANES)
 
 
 def _operator(op: Any, name: str) -> None:
     @infer_global(op)
-    class _Typed(AbstractTemplate):  # type: ignore[misc]
+    class _Typed(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(lanes, lanes, lanes) if args == (lanes, lanes) else None
 
-    @lower_builtin(op, lanes, lanes)  # type: ignore[untyped-decorator]
+    @lower_builtin(op, lanes, lanes)
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return getattr(builder, name)(*args, flags=_FAST)
 
@@ -89,9 +91,7 @@ size = _function(1)(lambda b, x: _call(b, "llvm.fabs", x))
 root = _function(1)(lambda b, x: _call(b, "llvm.sqrt", x))
 choose = _function(4)(lambda b, x, limit, yes, no: b.select(b.fcmp_ordered("<=", x, limit), yes, no))
 """choose(x, limit, yes, no): yes where x <= limit, no elsewhere."""
-either = _function(2)(
-    lambda b, x, y: b.bitcast(b.or_(b.bitcast(x, _INTS), b.bitcast(y, _INTS)), _LANES)
-)
+either = _function(2)(lambda b, x, y: b.bitcast(b.or_(b.bitcast(x, _INTS), b.bitcast(y, _INTS)), _LANES))
 """Bits that one of two values has."""
 
 
@@ -127,7 +127,7 @@ def _flat(array: Any) -> bool:
     return isinstance(array, types.Array) and array.dtype == types.float32 and array.layout == "C"
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typing, array, offset):  # type: ignore[no-untyped-def]
     """Eight neighbours of a C-contiguous float32 array from a flat offset on; no bounds are checked."""
     if not _flat(array):
@@ -140,7 +140,7 @@ def load(typing, array, offset):  # type: ignore[no-untyped-def]
     return lanes(array, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def bits(typing, array, offset):  # type: ignore[no-untyped-def]
     """Two neighbours of a C-contiguous float32 array as one whole number: 0 only where both are +0."""
     if not _flat(array):
@@ -153,7 +153,7 @@ def bits(typing, array, offset):  # type: ignore[no-untyped-def]
     return types.int64(array, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typing, array, offset, value):  # type: ignore[no-untyped-def]
     """Opposite of load."""
     if not _flat(array):
@@ -167,7 +167,7 @@ def store(typing, array, offset, value):  # type: ignore[no-untyped-def]
     return types.void(array, types.intp, lanes), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def spread(typing, array, offset):  # type: ignore[no-untyped-def]
     """One element of a C-contiguous float32 array in every lane."""
     if not _flat(array):
@@ -180,7 +180,7 @@ def spread(typing, array, offset):  # type: ignore[no-untyped-def]
     return lanes(array, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def splat(typing, value):  # type: ignore[no-untyped-def]
     """A number in every lane."""
 
@@ -195,7 +195,7 @@ def _filled(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(_LANES, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def total(typing, value):  # type: ignore[no-untyped-def]
     """Sum of the lanes, halves upon halves."""
 
@@ -210,7 +210,7 @@ def total(typing, value):  # type: ignore[no-untyped-def]
     return types.float32(lanes), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def columns(typing, array, p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-untyped-def]
     """Four lanes from four neighbours at each of eight places: array[p_i + k] is lane i of value k."""
     if not _flat(array):
@@ -222,7 +222,7 @@ def columns(typing, array, p0, p1, p2, p3, p4, p5, p6, p7):  # type: ignore[no-u
             place = builder.bitcast(_address(context, builder, sig.args[0], args[0], offset), _QUAD.as_pointer())
             rows.append(builder.load(place, align=4))
 
-        def mixed(a, b, order):  # type: ignore[no-untyped-def]
+        def mixed(a: Any, b: Any, order: Any) -> Any:
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
 
         # rows i and i + 4 side by side, then 4 x 4 transposed in both halves at once

@@ -18,7 +18,13 @@ import numba
 import numpy as np
 
 from gg_ray.verifier.evidence_kernel import (
-    CHANNELS, FEATURES, SIGMAS, STATISTICS, decode, judge, sinh8,
+    CHANNELS,
+    FEATURES,
+    SIGMAS,
+    STATISTICS,
+    decode,
+    judge,
+    sinh8,
 )  # fmt: skip
 from gg_ray.verifier.simd import WIDTH, columns, load, store
 

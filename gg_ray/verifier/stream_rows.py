@@ -23,9 +23,10 @@ from gg_ray.records import F16, F64, Bool
 from gg_ray.verifier import patch_kernel
 from gg_ray.verifier.evidence_kernel import CHANNELS, FEATURES, SIGMAS, STATISTICS, history
 from gg_ray.verifier.gat import Dense, plain
+from gg_ray.verifier.patch_kernel import PATCH_WIDTH
 from gg_ray.verifier.simd import WIDTH
 from gg_ray.verifier.stream_kernel import LANES, summarise, write_scan
-from gg_ray.verifier.temporal import PATCH_WIDTH, PatchEncoder
+from gg_ray.verifier.temporal import PatchEncoder
 
 _READ = slice(0, FEATURES * CHANNELS)
 _DELTA, _FRESH, _STILL = 2, 3, 4
