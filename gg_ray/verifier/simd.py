@@ -34,7 +34,7 @@ _QUAD = ir.VectorType(ir.FloatType(), 4)
 
 class _Lanes(types.Type):
     def __init__(self) -> None:
-        super().__init__("float32x8")
+        super().__init__("float32x8")  # type: ignore[no-untyped-call]
 
 
 lanes = _Lanes()
