@@ -34,7 +34,7 @@ _QUAD = ir.VectorType(ir.FloatType(), 4)
 
 class _Lanes(types.Type):
     def __init__(self) -> None:
-        super().__init__("float32x8")  # type: ignore[no-untyped-call]
+        super().__init__("float32x8")
 
 
 lanes = _Lanes()
@@ -43,7 +43,7 @@ lanes = _Lanes()
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, _LANES)
+        super().__init__(manager, fe_type, _LANES)  # type: ignore[no-untyped-call]
 
 
 def _operator(op: Any, name: str) -> None:
