@@ -157,7 +157,7 @@ class Labels:
     """One past the last affected scan, -1 for none."""
 
     def buses(self, edge_index: I64) -> Bool:
-        """[N] buses concerned: affected ones and the ends [2, E] of affected branches. A bus list is what people get."""
+        """[N] buses concerned: affected ones, and the ends [2, E] of affected branches: people get a list of buses."""
         out = self.node_N.copy()
         out[edge_index[:, self.edge_E]] = True
         return out

@@ -11,7 +11,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from gg_ray.verifier.evidence import EVIDENCE, SPANS, level, unlevel
-from gg_ray.verifier.extremes import BEST, STATISTICS, SURPRISE, _log_chance, bus_extremes, max_by, standing, surprise
+from gg_ray.verifier.extremes import BEST, STATISTICS, SURPRISE, _log_chance, bus_extremes, standing, surprise
+from gg_ray.verifier.gat import max_by
 
 
 def proofs(z_MS: np.ndarray) -> Tensor:
@@ -59,6 +60,21 @@ def test_standing_compares_with_live_neighbours() -> None:
     found = standing(extremes, index, torch.tensor([1.0, 1.0, 0.0]))
     assert found[:, 0].tolist() == [3.0, 1.0, 2.0, 5.0]
     assert found[:, 1].tolist() == [0.0, -2.0, 0.0, 0.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 9), e=st.integers(0, 12), seed=st.integers(0, 99))
+def test_compiled_passes_equal_the_tensor_code(n: int, e: int, seed: int) -> None:
+    """Isolated buses, parallel branches and branches out of service included."""
+    rng = torch.Generator().manual_seed(seed)
+    node, edge = (torch.randn(rows, EVIDENCE, generator=rng) for rows in (n, e))
+    index = torch.randint(n, (2, e), generator=rng)
+    status = torch.randint(2, (e,), generator=rng).float()
+    wanted = bus_extremes(node, edge, index)
+    place = standing(wanted, index, status)
+    with torch.inference_mode():
+        assert torch.equal(bus_extremes(node, edge, index), wanted)
+        assert torch.equal(standing(wanted, index, status), place)
 
 
 @settings(max_examples=5, deadline=None)

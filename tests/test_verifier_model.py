@@ -22,6 +22,7 @@ CONFIGS = [
     VerifierConfig(hidden=16, graph="sage"),
     VerifierConfig(hidden=16, encoder="tgcn"),
     VerifierConfig(hidden=16, jacobian=True),
+    VerifierConfig(hidden=32),  # heads of whole vectors: compiled attention
 ]
 
 
@@ -63,7 +64,7 @@ def assert_same(left: VerifierOutput, right: VerifierOutput, names: tuple[str, .
         torch.testing.assert_close(getattr(left, name), getattr(right, name), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}-{c.hidden}")
 def test_relabelling_buses_and_branches_relabels_the_outputs(config: VerifierConfig) -> None:
     model, batch = make_model(config), join(make_batch(30), make_batch(14, seed=1))
     draw = torch.Generator().manual_seed(3)
@@ -82,7 +83,7 @@ def test_relabelling_buses_and_branches_relabels_the_outputs(config: VerifierCon
     assert_same(dataclasses.replace(got, **back), want)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.encoder}-{c.graph}-{c.jacobian}-{c.hidden}")
 def test_a_window_is_judged_alike_alone_and_in_company(config: VerifierConfig) -> None:
     model, one, two = make_model(config), make_batch(30), make_batch(14, seed=1)
     with torch.no_grad():

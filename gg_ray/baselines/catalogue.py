@@ -76,8 +76,9 @@ ones have not been searched: they read what every statistical one that had the c
 
 MAKERS: dict[str, Callable[..., Detector]] = {
     "kcl": KclResidual, "chi2": ChiSquare, "lnr": Lnr, "lnr_own": LnrOwn, "lnr_scan": LnrScan,
-    "innovation": Innovation, "pca": Pca, "iforest": IsolationForest, "mahalanobis": Mahalanobis, "seasonal_z": SeasonalZ, "cblof": Cblof,
-    "ocsvm": Ocsvm, "autoencoder": AutoEncoder, "gdn": Gdn, "mtad_gat": MtadGat,
+    "innovation": Innovation, "pca": Pca, "iforest": IsolationForest, "mahalanobis": Mahalanobis,
+    "seasonal_z": SeasonalZ, "cblof": Cblof, "ocsvm": Ocsvm, "autoencoder": AutoEncoder, "gdn": Gdn,
+    "mtad_gat": MtadGat,
 }  # fmt: skip
 
 

@@ -95,7 +95,9 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
         {1: dims["C"]}, {0: dims["C"]}, {1: dims["D"]}, {0: dims["D"]}, {0: dims["R"]}, {},
     )  # fmt: skip
     example = _inputs(_example(3 * network.node_encoder.patch))
-    names = (*BATCH_INPUTS, "node_proof", "edge_proof", "edges_S", "status_S", "edges_R", "status_R", "regions", "scans")
+    names = (
+        *BATCH_INPUTS, "node_proof", "edge_proof", "edges_S", "status_S", "edges_R", "status_R", "regions", "scans",
+    )  # fmt: skip
     with torch.no_grad(), _quietly():
         program = torch.export.export(_Traced(network.eval()), example, dynamic_shapes=(shapes,), strict=False)
         graph = torch.onnx.export(

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 from gg_ray.verifier.evidence import EVIDENCE, SPANS, unlevel
-from gg_ray.verifier.gat import sum_by
+from gg_ray.verifier.gat import fused, plain, sum_by
 
 STATISTICS = EVIDENCE // 4
 """Statistics per channel, in the order of verifier.evidence; the first len(SPANS) are the largest sums of each span."""
@@ -32,19 +34,16 @@ _GROSS = 12.0
 _EXTREME = 30.0
 
 
-def max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """Column maxima [size, D] of the rows of values [M, D] by index; 0 for an empty group."""
-    if size == 1 and values.shape[0]:
-        return values.amax(dim=0, keepdim=True)
-    out = values.new_zeros(size, values.shape[1])
-    return out.scatter_reduce(0, index[:, None].expand_as(values), values, "amax", include_self=False)
-
-
 def bus_extremes(node_proof: Tensor, edge_proof: Tensor, edge_index: Tensor) -> Tensor:
     """[Nt, S] largest size of each statistic over the meters that stand at a bus: its own and those of branch ends.
 
-    Args: node_proof [Nt, EVIDENCE] channels v p q va;  edge_proof [Et, EVIDENCE] channels pf qf pt qt;  edge_index [2, Et]
+    Args: node_proof [Nt, EVIDENCE] channels v p q va;  edge_proof [Et, EVIDENCE] channels pf qf pt qt
+          edge_index [2, Et]
     """
+    if fused(node_proof, 0):
+        own_NS = np.empty((node_proof.shape[0], STATISTICS), np.float32)
+        _bus_extremes(plain(node_proof), plain(edge_proof), plain(edge_index), own_NS)
+        return torch.from_numpy(own_NS)
     own = node_proof.abs().reshape(-1, STATISTICS, 4).amax(dim=2)
     ends = edge_proof.abs().reshape(-1, STATISTICS, 2, 2).amax(dim=3)
     at_ends = torch.cat((ends[:, :, 0], ends[:, :, 1]))
@@ -59,6 +58,10 @@ def standing(extremes: Tensor, edge_index: Tensor, status: Tensor) -> Tensor:
 
     Args: extremes [Nt, S];  edge_index [2, Et];  status [Et] 0 where a branch is out of service
     """
+    if fused(extremes, 0):
+        out_N2S = np.empty((extremes.shape[0], 2 * extremes.shape[1]), np.float32)
+        _standing(plain(extremes), plain(edge_index), plain(status), out_N2S)
+        return torch.from_numpy(out_N2S)
     start, stop = edge_index
     heard = torch.cat((extremes[stop], extremes[start])) * status.repeat(2)[:, None]
     place = torch.cat((start, stop))[:, None].expand_as(heard)
@@ -72,7 +75,7 @@ def surprise(
 ) -> Tensor:  # fmt: skip
     """[B, SURPRISE] how unlikely the loudest and the sum of all residuals are on clean data; about 0 there.
 
-    Args: node_proof [Nt, EVIDENCE], edge_proof [Et, EVIDENCE] and their maxima by graph node_top, edge_top [B, EVIDENCE]
+    Args: node_proof [Nt, EVIDENCE], edge_proof [Et, EVIDENCE];  node_top, edge_top [B, EVIDENCE] their maxima
           graph [Nt], edge_graph [Et];  scans [] window length
     """
     size = node_top.shape[0]
@@ -99,3 +102,36 @@ def _log_chance(z: Tensor) -> Tensor:
     """-log of the chance that a unit normal is at least as far from zero as z >= 0."""
     z = z.clamp(max=_EXTREME)
     return 0.5 * z.square() + torch.log(0.661 * z + 0.339 * (z.square() + 5.51).sqrt()) + 0.5 * math.log(math.pi / 2)
+
+
+# --- inference on a CPU, as verifier.graph_kernel -----------------------------------------------------------------
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _bus_extremes(node, edge, edge_index, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for i in range(out.shape[0]):
+        for s in range(out.shape[1]):
+            best = abs(node[i, 4 * s])
+            for c in range(1, 4):
+                best = max(best, abs(node[i, 4 * s + c]))
+            out[i, s] = best
+    for e in range(edge.shape[0]):
+        start, stop = edge_index[0, e], edge_index[1, e]
+        for s in range(out.shape[1]):
+            out[start, s] = max(out[start, s], abs(edge[e, 4 * s]), abs(edge[e, 4 * s + 1]))
+            out[stop, s] = max(out[stop, s], abs(edge[e, 4 * s + 2]), abs(edge[e, 4 * s + 3]))
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _standing(extremes, edge_index, status, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    n, d = extremes.shape
+    out[:, :d] = extremes
+    out[:, d:] = extremes
+    for e in range(edge_index.shape[1]):
+        start, stop, alive = edge_index[0, e], edge_index[1, e], status[e]
+        for s in range(d):
+            out[start, d + s] = max(out[start, d + s], alive * extremes[stop, s])
+            out[stop, d + s] = max(out[stop, d + s], alive * extremes[start, s])
+    for i in range(n):
+        for s in range(d):
+            out[i, d + s] = extremes[i, s] - out[i, d + s]

@@ -5,16 +5,22 @@ Source:  GATv2 (Brody et al. 2105.14491), edge attributes also in the message; G
 Shapes:  N nodes, E undirected branches, 2E directed messages, D hidden, H heads, K edge attributes
 
 A branch is stored once and carries messages both ways. Out of service it stays in the arrays and is masked, so an
-outage changes neither shapes nor a compiled graph.
+outage changes neither shapes nor a compiled graph. Inference on a CPU takes the compiled passes of graph_kernel
+(`fused`), whose oracle is the tensor code here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as fn
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from gg_ray.verifier import dense_kernel, graph_kernel
+from gg_ray.verifier.simd import WIDTH
 
 LOGIT_LIMIT = 15.0
 """Attention logits are clamped to this before exp: no max pass is needed and float32 cannot overflow."""
@@ -25,6 +31,46 @@ ONEDNN_ROWS = 1024
 _TINY = 1e-12
 
 
+def fused(tensor: Tensor, width: int) -> bool:
+    """Whether compiled kernels may stand in: inference in float32 on a CPU, not traced, rows of whole vectors."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and width % WIDTH == 0
+    )
+
+
+def plain(tensor: Tensor) -> NDArray[Any]:
+    """The numbers of a tensor as numba kernels want them."""
+    out: NDArray[Any] = tensor.detach().contiguous().numpy()
+    return out
+
+
+def joined(
+    parts: Sequence[Tensor], layers: Sequence[nn.Module], *, stacked: bool = False, gelu: bool = False,
+    scale: Tensor | None = None, onto: Tensor | None = None, norm: nn.LayerNorm | None = None,
+) -> Tensor:  # fmt: skip
+    """dense_kernel.dense on tensors: norm(onto + scale * gelu(sum of each layer on its own part)).
+
+    Args:    layers  one for all parts side by side, or one for each part; stacked: all on the same part, with their
+             outputs side by side. The first alone may have a bias.
+    """
+    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
+    weight = torch.cat(weights, dim=0 if stacked else 1)
+    bias: Tensor | None = dict(layers[0].named_parameters()).get("bias")
+    if bias is not None and stacked:
+        bias = torch.cat((bias, bias.new_zeros(weight.shape[0] - bias.shape[0])))
+    return torch.from_numpy(
+        dense_kernel.dense(
+            [plain(part) for part in parts], plain(weight), None if bias is None else plain(bias), gelu=gelu,
+            scale_n=None if scale is None else plain(scale), onto_nD=None if onto is None else plain(onto),
+            norm=None if norm is None else (plain(norm.weight), plain(norm.bias), norm.eps),
+        )
+    )  # fmt: skip
+
+
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, ...] summed by index [M] into [size, ...]; rows without a source are zero."""
     return values.new_zeros((size, *values.shape[1:])).index_add_(0, index, values)
@@ -32,7 +78,19 @@ def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 def mean_by(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Rows of values [M, D] averaged by index [M] into [size, D]; rows without a source are zero."""
+    if fused(values, values.shape[1]):
+        return torch.from_numpy(graph_kernel.group_mean(plain(values), index.numpy(), size))
     return sum_by(values, index, size) / count_by(values, index, size)[:, None]
+
+
+def max_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Column maxima [size, D] of the rows of values [M, D] by index; 0 for an empty group."""
+    if fused(values, values.shape[1]):
+        return torch.from_numpy(graph_kernel.group_max(plain(values), plain(index), size))
+    if size == 1 and values.shape[0]:
+        return values.amax(dim=0, keepdim=True)
+    out = values.new_zeros(size, values.shape[1])
+    return out.scatter_reduce(0, index[:, None].expand_as(values), values, "amax", include_self=False)
 
 
 def count_by(values: Tensor, index: Tensor, size: int) -> Tensor:
@@ -73,6 +131,13 @@ class Dense(nn.Linear):
         return super().forward(input)
 
 
+def activated(layer: Dense, values: Tensor) -> Tensor:
+    """gelu of a layer."""
+    if fused(values, layer.out_features):
+        return joined([values], [layer], gelu=True)
+    return fn.gelu(layer(values))
+
+
 class GatLayer(nn.Module):
     """GATv2 with edge attributes, residual connection and LayerNorm.
 
@@ -101,6 +166,14 @@ class GatLayer(nn.Module):
         Returns: [N, D]
         """
         n, d = h_ND.shape
+        if fused(h_ND, d // self.heads) and not (self.training and self.dropout.p):
+            states = joined([h_ND], [self.source, self.query], stacked=True)
+            edges = joined([edge_EK], list(self.edge), stacked=True)
+            mean_ND, reached_N = graph_kernel.attended(
+                plain(states), plain(edges), plain(self.attention), plain(edge_index), plain(status_E), LOGIT_LIMIT
+            )
+            mean, reached = torch.from_numpy(mean_ND), torch.from_numpy(reached_N)
+            return joined([mean], [self.out], scale=reached, onto=h_ND, norm=self.norm)
         source, query = self.source(h_ND), self.query(h_ND)
         # attention vectors as a block diagonal [H, D]: one small GEMM instead of a multiply and a reduction per branch
         eye = torch.eye(self.heads, device=h_ND.device, dtype=h_ND.dtype)
@@ -138,6 +211,10 @@ class SageLayer(nn.Module):
     def forward(self, h_ND: Tensor, src: Tensor, dst: Tensor, weight: Tensor) -> Tensor:
         """Args: h_ND node states; src, dst [M] directed edges; weight [M], 0 masks an edge. Returns: [N, D]."""
         n = h_ND.shape[0]
+        if fused(h_ND, h_ND.shape[1]) and not (self.training and self.dropout.p):
+            mean_ND = graph_kernel.neighbour_mean(plain(h_ND), plain(src), plain(dst), plain(weight))
+            parts = h_ND, torch.from_numpy(mean_ND)
+            return joined(parts, (self.own, self.neighbour), gelu=True, onto=h_ND, norm=self.norm)
         total = sum_by(weight, dst, n).clamp(min=_TINY)
         acc = torch.zeros_like(h_ND)
         for start, stop, share in blocks(src, dst, weight):

@@ -16,10 +16,23 @@ from torch import Tensor, nn
 from gg_ray.config import VerifierConfig
 from gg_ray.grid.jacobian import F_JAC
 from gg_ray.records import TYPES
+from gg_ray.verifier import graph_kernel, summary_kernel
 from gg_ray.verifier.batch import F_EDGE, F_EDGE_STATIC, F_NODE, F_NODE_STATIC, GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE, Evidence
-from gg_ray.verifier.extremes import BEST, STATISTICS, SURPRISE, bus_extremes, max_by, standing, surprise
-from gg_ray.verifier.gat import LOGIT_LIMIT, Dense, GatLayer, SageLayer, both_ways, count_by, sum_by
+from gg_ray.verifier.extremes import BEST, STATISTICS, SURPRISE, bus_extremes, standing, surprise
+from gg_ray.verifier.gat import (
+    LOGIT_LIMIT,
+    Dense,
+    GatLayer,
+    SageLayer,
+    both_ways,
+    count_by,
+    fused,
+    joined,
+    max_by,
+    plain,
+    sum_by,
+)  # fmt: skip
 from gg_ray.verifier.temporal import PatchEncoder, make_encoder
 from gg_ray.verifier.unet import Coarse, FixedUNet
 
@@ -153,14 +166,18 @@ class Verifier(nn.Module):
 
     def summarise(self, batch: GraphBatch) -> Summary:
         """First half of forward: every row's window, without its neighbours (the TGCN encoders do hear them)."""
-        index, status = batch.edge_index, batch.edge_phys[:, 5]
-        return Summary(
-            node=self.node_encoder(batch.x, index, status),
-            edge=self.edge_encoder(batch.e, index, status),
-            node_proof=self.evidence(batch.x),
-            edge_proof=self.evidence(batch.e),
-            scans=torch.tensor(float(batch.x.shape[1]), device=batch.x.device),
-        )
+        node, node_proof = self._rows(self.node_encoder, batch.x, batch)
+        edge, edge_proof = self._rows(self.edge_encoder, batch.e, batch)
+        scans = torch.tensor(float(batch.x.shape[1]), device=batch.x.device)
+        return Summary(node=node, edge=edge, node_proof=node_proof, edge_proof=edge_proof, scans=scans)
+
+    def _rows(self, encoder: nn.Module, x_nTF: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Encoded rows [n, D] and their statistics [n, EVIDENCE]."""
+        if isinstance(encoder, PatchEncoder) and fused(x_nTF, 0):
+            weights = encoder.weights(encoder.patches(x_nTF))
+            pooled, proof = summary_kernel.summarised(plain(x_nTF), *weights)
+            return encoder.activated(torch.from_numpy(pooled)), torch.from_numpy(proof)
+        return encoder(x_nTF, batch.edge_index, batch.edge_phys[:, 5]), self.evidence(x_nTF)
 
     def judge(self, batch: GraphBatch, summary: Summary, coarse: Coarse | None = None) -> VerifierOutput:
         """Second half of forward: the graph. Of batch.x and batch.e only the last scan is read.
@@ -180,13 +197,23 @@ class Verifier(nn.Module):
                 h = layer(h, batch.edge_index, edge, status)
             n_regions = batch.region_graph.shape[0]
             h = self.unet(h, batch.edge_index, status, batch.substation, batch.region, n_regions, coarse)
-        from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
-        start, stop = batch.edge_index
-        edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
-        edge_logit = self.edge_head(edge)[:, 0]
+        if fused(edge, EDGE_WIDTH):
+            states, logits = graph_kernel.branch_states(
+                plain(joined([edge], [self.edge_update])), plain(self.edge_ends(h)), plain(batch.edge_index),
+                plain(self.edge_head.weight[0]), float(self.edge_head.bias),
+            )  # fmt: skip
+            edge, edge_logit = torch.from_numpy(states), torch.from_numpy(logits)
+        else:
+            from_end, to_end = self.edge_ends(h).split(EDGE_WIDTH, dim=1)
+            start, stop = batch.edge_index
+            edge = fn.gelu(self.edge_update(edge) + from_end.index_select(0, start) + to_end.index_select(0, stop))
+            edge_logit = self.edge_head(edge)[:, 0]
         # a network without graph layers hears no neighbour here either
         place = standing(extremes, batch.edge_index, status if len(self.flat) else torch.zeros_like(status))
-        hidden = fn.gelu(self.node_hidden(h) + self.node_extremes(place))
+        if fused(h, self.node_hidden.out_features):
+            hidden = joined([h, place], [self.node_hidden, self.node_extremes], gelu=True)
+        else:
+            hidden = fn.gelu(self.node_hidden(h) + self.node_extremes(place))
         node_logit = (self.node_head(hidden) + self.node_direct(place))[:, 0]
         state = self.state_head(hidden)
         graph, direct = self._read_out(batch, h, edge, node_logit, edge_logit, summary)
@@ -203,25 +230,18 @@ class Verifier(nn.Module):
 
     def _encode(self, batch: GraphBatch, summary: Summary, extremes: Tensor) -> tuple[Tensor, Tensor]:
         """Telemetry, last scan and static parts joined: node states [Nt, D] and edge states [Et, K]."""
-        index = batch.edge_index
         encoded, proof = summary.node, (summary.node_proof, summary.edge_proof)
         voltage = 10 * batch.xhat[:, :1]
         parts = [encoded, proof[0], extremes, batch.x[:, -1], batch.node_static, voltage]
         if self.config.jacobian:
             parts.append(batch.jac)
-        h = self.node_join(torch.cat(parts, dim=1))
-        h = self.node_norm(fn.gelu(h))
-
-        drop = batch.xhat[index[0]] - batch.xhat[index[1]]
-        r, x, b, tap, shift, alive = batch.edge_phys.unbind(dim=1)
-        # asinh keeps short and long lines, a factor of 1e4 apart in p.u., in one range without a per-grid scale
-        physics = torch.stack(
-            (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
-        )
-        joined = torch.cat(
-            (summary.edge, proof[1], batch.e[:, -1], batch.edge_static, physics, torch.asinh(10 * drop)), dim=1
-        )
-        return h, fn.gelu(self.edge_join(joined))
+        physics = _physics(batch.edge_phys, batch.xhat, batch.edge_index)
+        edges = [summary.edge, proof[1], batch.e[:, -1], batch.edge_static, physics]
+        if fused(encoded, encoded.shape[1]):
+            h = joined(parts, [self.node_join], gelu=True, norm=self.node_norm)
+            return h, joined(edges, [self.edge_join], gelu=True)
+        h = self.node_norm(fn.gelu(self.node_join(torch.cat(parts, dim=1))))
+        return h, fn.gelu(self.edge_join(torch.cat(edges, dim=1)))
 
     def _read_out(
         self,
@@ -238,15 +258,34 @@ class Verifier(nn.Module):
         """
         size, proof = batch.n_graphs, (summary.node_proof, summary.edge_proof)
         weight = self.gate(h).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).exp()
-        attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
-        nodes = torch.cat((h, node_logit[:, None], proof[0]), dim=1)
-        edges = torch.cat((edge, edge_logit[:, None], proof[1]), dim=1)
+        if fused(h, h.shape[1]):
+            attention = torch.from_numpy(
+                graph_kernel.group_mean(plain(h), plain(batch.graph), size, plain(weight[:, 0]))
+            )
+        else:
+            attention = sum_by(weight * h, batch.graph, size) / sum_by(weight, batch.graph, size).clamp(min=1e-12)
+        largest = [max_by(values, batch.graph, size) for values in (h, node_logit[:, None], proof[0])]
+        largest += [max_by(values, batch.edge_graph, size) for values in (edge, edge_logit[:, None], proof[1])]
         soft = (_log_mean_exp(node_logit, batch.graph, size), _log_mean_exp(edge_logit, batch.edge_graph, size))
-        tops = max_by(nodes, batch.graph, size), max_by(edges, batch.edge_graph, size)
-        loud = surprise(*proof, *(top[:, -EVIDENCE:] for top in tops), batch.graph, batch.edge_graph, summary.scans)
-        pooled = torch.cat((attention, *tops, torch.stack(soft, dim=1)), dim=1)
+        loud = surprise(*proof, largest[2], largest[5], batch.graph, batch.edge_graph, summary.scans)
+        pooled = torch.cat((attention, *largest, torch.stack(soft, dim=1)), dim=1)
         hidden = fn.gelu(self.graph_hidden(pooled) + self.graph_surprise(loud))
         return self.graph_head(hidden), self.graph_direct(loud)[:, 0]
+
+
+def _physics(phys: Tensor, xhat: Tensor, index: Tensor) -> Tensor:
+    """[Et, 8] declared model of each branch and the drop of its estimated state.
+
+    asinh keeps short and long lines, a factor of 1e4 apart in p.u., in one range without a per-grid scale.
+    """
+    if fused(phys, 0):
+        return torch.from_numpy(graph_kernel.branch_physics(plain(phys), plain(xhat), plain(index)))
+    drop = xhat[index[0]] - xhat[index[1]]
+    r, x, b, tap, shift, alive = phys.unbind(dim=1)
+    physics = torch.stack(
+        (torch.asinh(20 * r), torch.asinh(20 * x), torch.asinh(b), 10 * (tap - 1), shift, alive), dim=1
+    )
+    return torch.cat((physics, torch.asinh(10 * drop)), dim=1)
 
 
 def _log_mean_exp(logit: Tensor, index: Tensor, size: int) -> Tensor:

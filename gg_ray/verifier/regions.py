@@ -14,8 +14,8 @@ the piece that is most suspicious, since an attention pool cannot be put togethe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gg_ray.records import I64, Bool
 from gg_ray.verifier.batch import GraphBatch
-from gg_ray.verifier.model import VerifierOutput
+from gg_ray.verifier.model import Summary, Verifier, VerifierOutput
 
 FULL_BATCH = 10_000
 """Up to this many buses a window is judged in one pass."""
@@ -103,7 +103,7 @@ def judge(
     if batch.n_graphs != 1:
         raise ValueError(f"{batch.n_graphs} windows of {n} buses together: above {full} give one window at a time")
     pieces = partition(batch, piece, halo)
-    made = [(part, network(cut(batch, part))) for part in pieces]
+    made = list(zip(pieces, _each(network, batch, pieces), strict=True))
     loudest = max((out for _, out in made), key=lambda out: float(out.implausible[0]))
     whole: dict[str, Tensor] = {}
     for item in fields(VerifierOutput):
@@ -118,6 +118,25 @@ def judge(
             whole[item.name] = first
     whole["disturbance"] = torch.stack([out.disturbance for _, out in made]).amax(dim=0)
     return VerifierOutput(**whole)
+
+
+def _each(
+    network: Callable[[GraphBatch], VerifierOutput], batch: GraphBatch, pieces: list[Piece]
+) -> Iterator[VerifierOutput]:
+    """Outputs of the pieces. What the rows of a Verifier say by themselves is made once, and windows are not copied."""
+    if not isinstance(network, Verifier):
+        for part in pieces:
+            yield network(cut(batch, part))
+        return
+    summary = network.summarise(batch)
+    last = replace(batch, x=batch.x[:, -1:], e=batch.e[:, -1:])
+    for part in pieces:
+        node, edge = torch.from_numpy(part.node), torch.from_numpy(part.edge)
+        own = Summary(
+            node=summary.node[node], edge=summary.edge[edge], node_proof=summary.node_proof[node],
+            edge_proof=summary.edge_proof[edge], scans=summary.scans,
+        )  # fmt: skip
+        yield network.judge(cut(last, part), own)
 
 
 def _groups(size_R: I64, region_N: I64, start: I64, stop: I64, piece: int) -> I64:

@@ -235,13 +235,14 @@ class Stream:
             self._hold(z_TM[t])
             filled[t] = self._held_M
         node, edge = (
-            Rows(encoder, raw[0], filled, present, unit[0])
-            for encoder, raw, filled, present, unit in zip(
+            Rows(encoder, raw[0], filled, present, unit[0], meters[0])
+            for encoder, raw, filled, present, unit, meters in zip(
                 self._encoders,
                 (features.node_BTNF, features.edge_BTEF),
                 self._by_row(filled, np.nan),
                 self._by_row(present, False),
                 self._by_row(self.plan.sigma[None], 1.0),
+                self._by_row(np.ones((1, self.plan.size), bool), False),
                 strict=True,
             )
         )

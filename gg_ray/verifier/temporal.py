@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from gg_ray.verifier.gat import Dense, both_ways, sum_by
+from gg_ray.records import F32
+from gg_ray.verifier import patch_kernel
+from gg_ray.verifier.gat import Dense, activated, both_ways, fused, plain, sum_by
+from gg_ray.verifier.patch_kernel import PATCH_WIDTH
 from gg_ray.verifier.pyg_temporal import load_tgcn
 
-PATCH_WIDTH = 32
 MAX_PATCHES = 8
 BLOCK_ROWS = 1024
 
@@ -40,19 +42,31 @@ class PatchEncoder(nn.Module):
 
         Raises:  ValueError if T is not 1 to MAX_PATCHES whole patches.
         """
-        n, scans, features = x_nTF.shape
+        patches = self.patches(x_nTF)
+        if fused(x_nTF, PATCH_WIDTH):
+            return self.activated(torch.from_numpy(patch_kernel.pooled(plain(x_nTF), *self.weights(patches))))
+        # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
+        flat = x_nTF.reshape(x_nTF.shape[0], patches, self.patch * x_nTF.shape[2])
+        if torch.compiler.is_compiling() or x_nTF.shape[0] <= BLOCK_ROWS:
+            return self._pool(flat)
+        # rows are independent: blocks whose intermediates stay in cache take half the time of one pass at 10k buses
+        return torch.cat([self._pool(block) for block in torch.split(flat, BLOCK_ROWS)])
+
+    def patches(self, x_nTF: Tensor) -> int:
+        """Patches of a window.   Raises: ValueError if they are not 1 to MAX_PATCHES whole ones."""
+        scans = x_nTF.shape[1]
         patches, rest = scans // self.patch, scans % self.patch
         if rest or not 1 <= patches <= MAX_PATCHES:
             raise ValueError(
                 f"window of {scans} scans: need a multiple of the patch {self.patch}, "
                 f"at most {MAX_PATCHES * self.patch}; set scenario.scans or verifier.patch"
             )
-        # consecutive scans of a row are adjacent in memory: unfolding is a view and the encoder one GEMM
-        flat = x_nTF.reshape(n, patches, self.patch * features)
-        if torch.compiler.is_compiling() or n <= BLOCK_ROWS:
-            return self._pool(flat)
-        # rows are independent: blocks whose intermediates stay in cache take half the time of one pass at 10k buses
-        return torch.cat([self._pool(block) for block in torch.split(flat, BLOCK_ROWS)])
+        return patches
+
+    def weights(self, patches: int) -> tuple[F32, F32, F32]:
+        """What patch_kernel needs of the layers before `out`, for windows of so many patches."""
+        position = self.position[:patches].flip(0)
+        return plain(self.embed.weight.T), plain(position), plain(self.score.weight[0])
 
     def _pool(self, flat_nPK: Tensor) -> Tensor:
         n, patches, _ = flat_nPK.shape
@@ -64,7 +78,11 @@ class PatchEncoder(nn.Module):
         h_nPW = fn.gelu(embedded_nPW + position)
         share = torch.softmax(self.score(h_nPW), dim=1)
         pooled = torch.cat(((share * h_nPW).sum(dim=1), h_nPW.mean(dim=1), h_nPW[:, -1]), dim=1)
-        return fn.gelu(self.out(pooled))
+        return self.activated(pooled)
+
+    def activated(self, pooled_nW: Tensor) -> Tensor:
+        """Pools [n, 3 * PATCH_WIDTH] -> [n, D]."""
+        return activated(self.out, pooled_nW)
 
 
 def gcn_weights(edge_index: Tensor, weight: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gg_ray.verifier.gat import Dense, SageLayer, both_ways, mean_by, sum_by
+from gg_ray.verifier import graph_kernel
+from gg_ray.verifier.gat import Dense, SageLayer, both_ways, fused, mean_by, plain, sum_by
 
 
 def coarsen(edge_index: Tensor, status: Tensor, cluster: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -29,6 +30,13 @@ def coarsen(edge_index: Tensor, status: Tensor, cluster: Tensor, size: int) -> t
     unique, member = torch.unique(key[outside], return_inverse=True)
     alive = sum_by(status[outside], member, unique.shape[0]).clamp(max=1.0)
     return torch.stack((unique // size, unique % size)), alive
+
+
+def _lifted(h_MD: Tensor, up_GD: Tensor, index_M: Tensor) -> Tensor:
+    """Rows plus what their group hands down."""
+    if fused(h_MD, h_MD.shape[1]):
+        return torch.from_numpy(graph_kernel.lifted(plain(h_MD), plain(up_GD), plain(index_M)))
+    return h_MD + up_GD.index_select(0, index_M)
 
 
 class Coarse(NamedTuple):
@@ -83,8 +91,7 @@ class FixedUNet(nn.Module):
 
         h_SD = self.substation_down(mean_by(h_ND, substation_N, n_substations), *ways_S, alive_S)
         h_RD = self.region(mean_by(h_SD, region_S, n_regions), *ways_R, alive_R)
-        h_SD = self.substation_up(h_SD + self.region_up(h_RD).index_select(0, region_S), *ways_S, alive_S)
-        out: Tensor = self.bus(
-            h_ND + self.bus_up(h_SD).index_select(0, substation_N), *both_ways(edge_index), status_E.repeat(2)
-        )
+        h_SD = self.substation_up(_lifted(h_SD, self.region_up(h_RD), region_S), *ways_S, alive_S)
+        lifted_ND = _lifted(h_ND, self.bus_up(h_SD), substation_N)
+        out: Tensor = self.bus(lifted_ND, *both_ways(edge_index), status_E.repeat(2))
         return out
