@@ -38,7 +38,7 @@ BLOCK = 64
 """Windows per forward pass of an evaluation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What a line was measured with; lines of other sizes are not comparable."""
 
