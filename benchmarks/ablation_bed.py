@@ -7,6 +7,7 @@ Shapes:  B windows, T scans, N buses of case39
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from gg_ray.config import EvaluateConfig, LearnerConfig, RunConfig, ScenarioConf
 from gg_ray.evaluate import metrics
 from gg_ray.evaluate.scoring import FPR, NODE_FPR, affected
 from gg_ray.evaluate.suites import SuiteMaker
+from gg_ray.files import write_atomic
 from gg_ray.grid.cases import GridCase, load_case
-from gg_ray.learner import Learner, new_verifier
+from gg_ray.learner import Learner, load_numpy, new_verifier
+from gg_ray.pretrain import pretrain
 from gg_ray.records import F64, Bool, Experience, Program
 from gg_ray.replay.segments import decode_experiences, encode_experiences
 from gg_ray.scenario.context import context_source
@@ -84,9 +87,11 @@ def bed_of(scans: int, sizes: Sizes, cache: Path) -> Bed:
     training, suite = stem.with_suffix(".segment"), stem.with_suffix(".npz")
     cache.mkdir(parents=True, exist_ok=True)
     if not training.exists():
-        training.write_bytes(encode_experiences(training_windows(scans, sizes.rounds)))
+        write_atomic(training, encode_experiences(training_windows(scans, sizes.rounds)))
     if not suite.exists():
-        np.savez(suite, **suite_arrays(scans, sizes.windows))
+        packed = io.BytesIO()
+        np.savez(packed, **suite_arrays(scans, sizes.windows))
+        write_atomic(suite, packed.getvalue())
     with np.load(suite) as held:
         parts = {side: [_part(held, side, index) for index in range(int(held[f"{side}/parts"]))] for side in _SIDES}
         return Bed(
@@ -154,7 +159,10 @@ def _part(held: Any, side: str, index: int) -> Part:
 def train(bed: Bed, variant: Variant, steps: int, seed: int) -> torch.nn.Module:
     """The averaged network after `steps` draws of whole pairs and single windows; draws depend on the seed alone."""
     config = replace(LearnerConfig(), loss=variant.loss)
-    learner = Learner(network_of(variant, seed), config, steps)  # type: ignore[arg-type]
+    network = network_of(variant, seed)
+    if variant.pretrain_steps:
+        load_numpy(network, pretrained(variant, seed))
+    learner = Learner(network, config, steps)  # type: ignore[arg-type]
     statics = {case: case_static(case) for case in TRAINING}
     groups: dict[Any, list[Experience]] = {}
     for index, item in enumerate(bed.training):
@@ -167,6 +175,14 @@ def train(bed: Bed, variant: Variant, steps: int, seed: int) -> torch.nn.Module:
         drawn += [single[i] for i in rng.integers(len(single), size=config.batch // 3)]
         learner.step(collate([item for group in drawn for item in group], statics))
     return learner.average.eval()
+
+
+def pretrained(variant: Variant, seed: int) -> dict[str, Any]:
+    """Weights after masked reconstruction on benign windows of the training grids, as `gg-ray train` makes them."""
+    scenario = ScenarioConfig(cases=TRAINING, scans=variant.scans)
+    learner = LearnerConfig(pretrain_steps=variant.pretrain_steps, loss=variant.loss)
+    config = RunConfig(scenario=scenario, verifier=variant.verifier, learner=learner, seed=seed)
+    return pretrain(config, context_source(None), lambda line: print(line, flush=True)).weights
 
 
 @torch.inference_mode()

@@ -139,6 +139,7 @@ class Variant:
     mask: Mask | None = None
     alter: Callable[[Verifier], None] | None = None
     scans: int = 16
+    pretrain_steps: int = 0
 
 
 class Ablated(nn.Module):
@@ -184,6 +185,9 @@ VARIANTS: dict[str, Variant] = {
     "TGCN encoder": Variant(what="TGCN cell over scans", verifier=VerifierConfig(encoder="tgcn")),
     "TopK U-Net": Variant(what="torch_geometric's GraphUNet for the fixed U-Net", alter=topk_unet),
     "+Jacobian": Variant(what="Jacobian block joined to each bus", verifier=VerifierConfig(jacobian=True)),
+    "pretrained": Variant(
+        what="300 steps of masked reconstruction on other benign windows first", pretrain_steps=300
+    ),
     "newest 12 scans": Variant(what="patches of 4 over the last 12 of the 16 scans", mask=newest,
                                verifier=VerifierConfig(patch=4)),
     "T = 24": Variant(what="windows of 24 scans, trained and judged on its own", scans=24),
