@@ -2,7 +2,7 @@
 
 Flow:    ablation_bed (windows, suite) -> one network per variant and seed -> results.jsonl, scores -> ablation_report
 Run:     python -m benchmarks.ablations --cache scratch                          # every variant, seeds 0 and 1
-         python -m benchmarks.ablations --cache scratch --variants full +Jacobian --seeds 0
+         python -m benchmarks.ablations --cache scratch --variants full Jacobian --seeds 0
 
 One line per variant and seed is written as it finishes; lines that are there are not made again. Then the report is
 drawn from all of them.
