@@ -167,7 +167,7 @@ def network_of(variant: Variant, seed: int) -> nn.Module:
 
 VARIANTS: dict[str, Variant] = {
     "full": Variant(what="the defaults"),
-    "no residuals": Variant(what="normalised residuals zeroed in encoders, evidence and joins", mask=without([RESIDUAL])),
+    "no residuals": Variant(what="normalised residuals zeroed wherever they are read", mask=without([RESIDUAL])),
     "no innovations": Variant(what="deviations from the window's mean and changes zeroed", mask=without([ZETA, DELTA])),
     "no evidence": Variant(what="fixed statistics zeroed", alter=drop_evidence),
     "no temporal encoder": Variant(what="encoders of buses and branches zeroed: last scan and statistics stay",

@@ -106,6 +106,12 @@ def test_states_are_learned(
     assert found.solves > 0
 
 
+def test_the_loss_needs_true_states(config: RunConfig, windows: list[Experience]) -> None:
+    batch = collate(windows[:2], {"case14": case_static("case14")}, labelled=False)
+    with torch.inference_mode(), pytest.raises(ValueError, match="labelled=True"):
+        reconstruction_loss(new_verifier(config.verifier, 0)(batch), batch, LossConfig(), 0)
+
+
 def test_the_seed_decides_and_other_heads_keep_their_start(config: RunConfig, found: pretrain.Pretrained) -> None:
     again = pretrain.pretrain(config, context_source(None), quiet)
     assert again.metrics == found.metrics
