@@ -156,8 +156,8 @@ def test_differences_are_paired_and_tell_a_loss_from_noise() -> None:
     assert lost.clear
     assert lost.low < lost.mean < lost.high < 0
     assert len(lost.by_seed) == 2
-    torn = replace(lost, by_seed=(0.1, -0.3))
-    assert not torn.clear, "seeds of different sign are no finding"
+    assert not replace(lost, by_seed=(0.1, -0.3)).clear, "seeds of different sign are no finding"
+    assert not replace(lost, by_seed=(-0.3,)).clear, "nor is one seed"
 
 
 def test_lines_of_other_sizes_are_not_taken_for_finished_and_the_report_shows_the_spread(tmp_path: Path) -> None:
