@@ -157,7 +157,7 @@ def report(lines: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, 
         "",
         f"## Differences to the full model, paired by seed: mean [95 % over test windows, {DRAWS} draws]",
         "",
-        "**Bold**: the interval excludes 0 and two seeds or more agree in sign. Intervals hold the trained networks fixed,"
+        "**Bold**: the interval excludes 0 and two seeds or more agree in sign. Intervals hold the networks fixed,"
         f" so they leave out what another seed would change; of {len(found) * len(FIGURES)} intervals about"
         f" {0.05 * len(found) * len(FIGURES):.0f} would exclude 0 by chance. Windows of another length are other"
         " windows: those rows are not paired.",
