@@ -217,10 +217,13 @@ class LearnerConfig:
     """Learner steps between weight versions."""
     solver_every: int = 4
     """Verifier steps per Solver step."""
+    pretrain_steps: int = 0
+    """Steps of masked reconstruction on benign windows before the game; the control of a run gets them too."""
     loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         _check(self.batch >= 2, f"learner.batch: {self.batch}; at least 2")
+        _check(self.pretrain_steps >= 0, f"learner.pretrain_steps: {self.pretrain_steps}; 0 or more")
         _check(0 <= self.ema < 1, f"learner.ema: {self.ema}; need 0 <= ema < 1")
 
 

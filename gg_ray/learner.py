@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gg_ray.config import LearnerConfig, VerifierConfig
+from gg_ray.config import LearnerConfig, LossConfig, VerifierConfig
 from gg_ray.verifier.batch import GraphBatch
 from gg_ray.verifier.losses import verifier_loss
 from gg_ray.verifier.model import Verifier, VerifierOutput
+
+Loss: TypeAlias = Callable[[VerifierOutput, GraphBatch, LossConfig, int], tuple[Tensor, dict[str, Tensor]]]
+"""Scalar to descend, and its terms by name."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,8 +43,10 @@ class Learner:
     is counted, never applied.
     """
 
-    def __init__(self, network: Verifier, config: LearnerConfig, total_steps: int) -> None:
-        self.config, self.total_steps = config, total_steps
+    def __init__(
+        self, network: Verifier, config: LearnerConfig, total_steps: int, loss: Loss = verifier_loss
+    ) -> None:  # fmt: skip
+        self.config, self.total_steps, self.loss = config, total_steps, loss
         self.device = pick_device(config.device)
         self.network = network.to(self.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
@@ -67,7 +72,7 @@ class Learner:
             group["lr"] = self.lr
         self.network.train()
         output: VerifierOutput = self.network(batch)
-        loss, terms = verifier_loss(output, batch, self.config.loss, self.step_count)
+        loss, terms = self.loss(output, batch, self.config.loss, self.step_count)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
@@ -89,6 +94,13 @@ class Learner:
             mean.lerp_(live, 1 - decay)
         for kept, fresh in zip(self.average.buffers(), self.network.buffers(), strict=True):
             kept.copy_(fresh)
+
+    def start_from(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Take weights trained elsewhere, live and averaged, before the first step; the optimiser stays fresh."""
+        if self.step_count:
+            raise ValueError(f"start_from after {self.step_count} steps would throw away what was learned")
+        load_numpy(self.network, weights)
+        load_numpy(self.average, weights)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Averaged weights as numpy arrays: what actors score with and what is served."""

@@ -31,6 +31,7 @@ from gg_ray.evaluate.report import text_table
 from gg_ray.files import CheckpointError
 from gg_ray.grid.cases import load_case
 from gg_ray.learner import Learner, new_verifier, to_numpy
+from gg_ray.pretrain import warm_start
 from gg_ray.publish import publish
 from gg_ray.run_state import RunFolder
 from gg_ray.scenario.context import ContextSource, context_source
@@ -40,7 +41,7 @@ from gg_ray.tracking import JsonlTracker, MultiTracker, TensorBoardTracker, read
 
 LOG = logging.getLogger(__name__)
 OnStep = Callable[[Game, Any], None]
-_CARRIED = ("loss/", "learner/", "solver/", "policy/")
+_CARRIED = ("loss/", "learner/", "solver/", "policy/", "pretrain/")
 
 
 class Play(Protocol):
@@ -105,6 +106,8 @@ def _trained(
     game, buffer = Game(config), Buffer(config)
     spent = folder.restore(start_from, game, buffer) if start_from is not None else 0.0
     began = time.monotonic() - spent
+    if start_from is None:
+        warm_start(config, contexts, game, display.note)
     with ExitStack() as stack:
         jsonl = JsonlTracker(folder.metrics)
         if start_from is not None:
@@ -215,15 +218,18 @@ def _control(config: RunConfig, game: Game, play: Play, display: Display) -> Gam
     if not config.evaluate.uniform_control or config.selfplay.arm != "selfplay":
         return None
     display.note("training the control: same network, uniform scenarios, same learner steps and power-flow solves")
-    control = train_control(config, play, game)
+    control = train_control(config, play, game, display.note)
     display.note(f"power-flow solves: {game.solves} of the run, {control.solves} of its control")
     return control
 
 
-def train_control(config: RunConfig, play: Play, rival: Game) -> Game:
+def train_control(
+    config: RunConfig, play: Play, rival: Game, note: Callable[[str], None] = lambda _line: None
+) -> Game:  # fmt: skip
     """The same Verifier on uniform + gate + twins: equal learner steps, and power-flow solves as near as calls allow.
 
-    Args:    rival  the finished self-play game whose budget it gets
+    Args:    rival  the finished self-play game whose budget it gets, pre-training included
+             note   takes lines of progress
     """
     arm = replace(
         config, selfplay=replace(config.selfplay, arm="uniform"), actors=replace(config.actors, solvers=0),
@@ -233,7 +239,9 @@ def train_control(config: RunConfig, play: Play, rival: Game) -> Game:
     game = Game(arm)
     if config.evaluate.supervised_baselines:
         game.pupils = pupils_of(arm)
-    play(arm, context_source(config.scenario.data_dir or None), game, Buffer(arm), lambda _game, _buffer: None)
+    contexts = context_source(config.scenario.data_dir or None)
+    warm_start(config, contexts, game, note)  # the same windows, whatever its own price is
+    play(arm, contexts, game, Buffer(arm), lambda _game, _buffer: None)
     return game
 
 
@@ -257,7 +265,7 @@ def equal_price(config: RunConfig, rival: Game) -> float:
     if not rival.uniform_windows:
         return replay.samples_per_insert
     price = (1.0 + config.scenario.recheck_share) * rival.uniform_solves / rival.uniform_windows
-    windows = rival.solves / price
+    windows = (rival.solves - rival.solves_pretrain) / price
     spare = max(windows - replay.min_size, 1.0)  # the first filling is drawn from by no step
     return replay.samples_per_insert * max(rival.inserted - replay.min_size, 1) / spare
 

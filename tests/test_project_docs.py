@@ -16,6 +16,7 @@ import pytest
 from gg_ray import cli
 from gg_ray.config_io import load, setting_paths
 from gg_ray.options import options_of, parse
+from gg_ray.pretrain import warm_start
 from gg_ray.scenario.context import context_source
 from gg_ray.selfplay.buffer import Buffer
 from gg_ray.selfplay.game import Game
@@ -58,7 +59,7 @@ def logged() -> set[str]:
     config = replace(
         smoke,
         scenario=replace(smoke.scenario, cases=("case14",), plans=1),
-        learner=replace(smoke.learner, batch=8, solver_every=1, publish_every=3),
+        learner=replace(smoke.learner, batch=8, solver_every=1, publish_every=3, pretrain_steps=2),
         proposer=replace(smoke.proposer, batch=4),
         selfplay=replace(smoke.selfplay, steps=12),
         replay=replace(smoke.replay, min_size=8, samples_per_insert=0.5),
@@ -70,6 +71,7 @@ def logged() -> set[str]:
     display: Any = SimpleNamespace(update=lambda _: None, note=lambda _: None)
     folder: Any = SimpleNamespace(save=lambda *_: Path("step"))
     game = Game(config)
+    warm_start(config, contexts, game, lambda _: None)
     play(config, contexts, game, Buffer(config), _Watcher(config, folder, contexts, display, tracker, 0.0))
     return names
 

@@ -82,7 +82,7 @@ class Game:
         self.p_bar, self.learnability = Averages(FAMILY_DECAY), Averages(FAMILY_DECAY)
         """Per family, of gated programs: solve rate, and learnability as the reward arm counts it."""
         self.solver_stats = dict.fromkeys(SOLVER_COUNTS, 0)
-        self.solves_solver = 0
+        self.solves_solver = self.solves_pretrain = 0
         self.uniform_solves = self.uniform_windows = 0
         """Price of the grammar's own programs: what the control's budget is computed from."""
         self.frontier: deque[tuple[int, float, float, str]] = deque(maxlen=20_000)
@@ -301,6 +301,7 @@ class Game:
         out |= {
             "selfplay/programs": float(self.programs), "selfplay/solves": float(self.solves),
             "selfplay/solves_solver": float(self.solves_solver),
+            "selfplay/solves_pretrain": float(self.solves_pretrain),
             "selfplay/solves_recheck": float(self.counters.recheck_solves),
             "selfplay/fullest_cell": float(self.novelty.fullest()),
             "selfplay/inserted": float(self.inserted), "selfplay/archive_cells": float(len(self.archive)),
@@ -343,7 +344,7 @@ class Game:
                 name: getattr(self, name)
                 for name in (
                     "step", "calls", "questions", "solves", "solves_solver", "programs", "inserted", "settled",
-                    "answered", "lost", "uniform_solves", "uniform_windows",
+                    "answered", "lost", "uniform_solves", "uniform_windows", "solves_pretrain",
                 )
             },
             "averages": {name: getattr(self, name).state_dict() for name in AVERAGES},

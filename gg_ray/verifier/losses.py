@@ -64,11 +64,36 @@ def verifier_loss(
         "node": config.node,
         "edge": config.edge,
         "state": config.state,
-        "physics": config.physics * min(1.0, step / max(1, config.physics_warmup_steps)),
+        "physics": config.physics * _warm(config, step),
         "twin": config.twin,
     }
     total = torch.stack([share[name] * term for name, term in terms.items()]).sum()
     return total, {name: term.detach() for name, term in terms.items()} | {"total": total.detach()}
+
+
+def reconstruction_loss(
+    output: VerifierOutput, batch: GraphBatch, config: LossConfig, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Likelihood of the true state, and lightly the mismatch with injection readings that the network may not have had.
+
+    Args:    batch  labelled;  step  for the warm-up of the physics term, as in `verifier_loss`
+    Returns: scalar loss, and its terms by name (detached); state_error and estimator_error are root mean square errors
+             in units of STATE_SCALE, of the state that comes out and of the estimate that went in.
+    Raises:  ValueError for a batch without labels.
+    """
+    if batch.state is None or batch.weight is None:
+        raise ValueError("reconstruction_loss needs true states: collate(..., labelled=True)")
+    state = _state_nll(output, batch.state, batch.weight[batch.graph])
+    physics = power_mismatch(output.state_mu, batch)
+    total = state + config.physics * _warm(config, step) * physics
+    errors = {"state_error": output.state_mu.detach() - batch.state, "estimator_error": batch.xhat - batch.state}
+    scale = batch.state.new_tensor(STATE_SCALE)
+    terms = {name: (error / scale).square().mean().sqrt() for name, error in errors.items()}
+    return total, terms | {"state": state.detach(), "physics": physics.detach(), "total": total.detach()}
+
+
+def _warm(config: LossConfig, step: int) -> float:
+    return min(1.0, step / max(1, config.physics_warmup_steps))
 
 
 def focal_bce(logit: Tensor, target: Tensor, weight: Tensor, gamma: float, n_graphs: int) -> Tensor:
