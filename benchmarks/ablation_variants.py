@@ -21,6 +21,7 @@ from gg_ray.config import LossConfig, VerifierConfig
 from gg_ray.learner import new_verifier
 from gg_ray.verifier.batch import GraphBatch
 from gg_ray.verifier.evidence import EVIDENCE
+from gg_ray.verifier.extremes import STATISTICS
 from gg_ray.verifier.gat import both_ways
 from gg_ray.verifier.model import EDGE_WIDTH, Verifier, VerifierOutput
 
@@ -113,7 +114,26 @@ def drop_encoders(network: Verifier) -> None:
 def drop_edge_attributes(network: Verifier) -> None:
     """Attention and messages between buses know which buses a branch joins and nothing else of it."""
     for layer in network.flat:
-        layer.edge = nn.ModuleList(Zeros(network.config.hidden) for _ in range(2))
+        for way in layer.edge:
+            _silence(way.weight)
+
+
+def drop_extremes(network: Verifier) -> None:
+    """Statistics reach the heads through bus and branch states and pools alone."""
+    for layer in (network.node_extremes, network.node_direct, network.graph_surprise, network.graph_direct):
+        _silence(layer.weight)
+    first = network.config.hidden + EVIDENCE
+    kept = torch.ones_like(network.node_join.weight)
+    kept[:, first : first + STATISTICS] = 0.0
+    with torch.no_grad():
+        network.node_join.weight.mul_(kept)
+    network.node_join.weight.register_hook(lambda gradient: gradient * kept)
+
+
+def _silence(weight: nn.Parameter) -> None:
+    """Zero, and not trained. The module stays what the compiled kernels of inference know."""
+    nn.init.zeros_(weight)
+    weight.requires_grad_(False)
 
 
 def drop_unet(network: Verifier) -> None:
@@ -170,6 +190,7 @@ VARIANTS: dict[str, Variant] = {
     "no residuals": Variant(what="normalised residuals zeroed wherever they are read", mask=without([RESIDUAL])),
     "no innovations": Variant(what="deviations from the window's mean and changes zeroed", mask=without([ZETA, DELTA])),
     "no evidence": Variant(what="fixed statistics zeroed", alter=drop_evidence),
+    "no extremes": Variant(what="no extremes of buses, no surprise of the grid (ADR 21)", alter=drop_extremes),
     "no temporal encoder": Variant(what="encoders of buses and branches zeroed: last scan and statistics stay",
                                  alter=drop_encoders),
     "no edge attributes": Variant(what="GATv2 messages without branch attributes", alter=drop_edge_attributes),

@@ -73,8 +73,9 @@ def test_every_variant_runs_and_starts_from_the_full_model(name: str) -> None:
     if inner.config == VerifierConfig():
         start, own = full.state_dict(), inner.state_dict()
         shared = [key for key in own if key in start]
-        assert len(shared) > 40
-        assert all(torch.equal(own[key], start[key]) for key in shared)
+        assert sum(torch.equal(own[key], start[key]) for key in shared) > 40
+        # what a variant silences is zero; the rest starts where the full model starts
+        assert all(torch.equal(own[key], torch.where(own[key] == 0, own[key], start[key])) for key in shared)
     with torch.inference_mode():
         both, alone = network.eval()(batch_of(2)), network(batch_of(1))
     assert torch.isfinite(both.implausible).all()

@@ -90,7 +90,7 @@ def export(network: Verifier, path: Path, about: Mapping[str, Any]) -> dict[str,
     patches = torch.export.Dim("P", min=2, max=8)
     window = {1: network.node_encoder.patch * patches}
     n, e = {0: dims["N"]}, {0: dims["E"]}
-    shapes = (
+    shapes: tuple[dict[int, Any], ...] = (
         n | window, e | window, n, e, n, e, {1: dims["E"]}, n, {0: dims["S"]}, n, e,
         {1: dims["C"]}, {0: dims["C"]}, {1: dims["D"]}, {0: dims["D"]}, {0: dims["R"]}, {},
     )  # fmt: skip

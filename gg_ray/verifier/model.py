@@ -173,7 +173,7 @@ class Verifier(nn.Module):
 
     def _rows(self, encoder: nn.Module, x_nTF: Tensor, batch: GraphBatch) -> tuple[Tensor, Tensor]:
         """Encoded rows [n, D] and their statistics [n, EVIDENCE]."""
-        if isinstance(encoder, PatchEncoder) and fused(x_nTF, 0):
+        if isinstance(encoder, PatchEncoder) and isinstance(self.evidence, Evidence) and fused(x_nTF, 0):
             weights = encoder.weights(encoder.patches(x_nTF))
             pooled, proof = summary_kernel.summarised(plain(x_nTF), *weights)
             return encoder.activated(torch.from_numpy(pooled)), torch.from_numpy(proof)
