@@ -4,9 +4,10 @@ Run:     python benchmarks/calibration.py --case case39 --calibration-days 30 --
 Source:  verifier.md, sections 7 and 9 (goal D10: realised / budgeted within .8 to 1.25)
 Shapes:  S scans of a day, N buses
 
-Scores come from classical tests that need no training: the largest normalised residual of each bus (one score per bus
-and scan, incidents grouped over neighbouring buses) and chi-square (one score per scan). Days are whole days of
-one-minute scans with two natural events each; calibration days are from validation months, test days from test months.
+Scores: the Verifier's logit of *implausible* (one per scan, of the window that ends there), the largest normalised
+residual of each bus (one per bus and scan, incidents grouped over neighbouring buses) and chi-square (one per scan).
+Days are whole days of one-minute scans with two natural events each; calibration days are from validation months, test
+days from test months. A look of the first 15 scans of a day has no whole window: the Verifier is silent there.
 
 iid       per-scan conformal p-value with tail below budget / (scans * places a day): what independent scans would need
 block     threshold_for: incidents after grouping on whole days
@@ -20,6 +21,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -31,15 +33,20 @@ from gg_ray.calibration.budget import at_most, dedup_scans, incident_levels, inc
 from gg_ray.calibration.conformal import CalibrationError, Table, make_table
 from gg_ray.config import ScenarioConfig
 from gg_ray.evaluate.metrics import bootstrap_ci
-from gg_ray.evaluate.suites import EVAL_PLANS, SUITE_SEED
+from gg_ray.evaluate.scoring import NetworkMethod
+from gg_ray.evaluate.suites import EVAL_PLANS, SUITE_SEED, slice_of
 from gg_ray.grid.cases import load_case
-from gg_ray.records import F64, I64, Program
+from gg_ray.records import F64, I64, Labels, Program
 from gg_ray.scenario.context import context_source
 from gg_ray.scenario.executor import Executor
+from gg_ray.score import find_registry, load_network
 from gg_ray.verifier.features import Featurizer, Prepared
+from gg_ray.verifier.model import Verifier
 
 SCANS = 1_440
 GAP = dedup_scans(SCANS)
+BLOCK = 96
+"""Looks whose features are made at a time."""
 NATURAL = ("gen_trip", "line_switch", "load_step_large", "wind_ramp", "v_setpoint")
 
 
@@ -91,6 +98,28 @@ def chi_square(days: Sequence[Prepared]) -> list[F64]:
 def bus_residuals(days: Sequence[Prepared]) -> list[F64]:
     """[S, N] of each day."""
     return [bus_maximum(day.case, day.plan, np.abs(day.r_BTM[0])) for day in days]
+
+
+def verifier_logits(network: Verifier, days: Sequence[Prepared], scans: int) -> list[F64]:
+    """[S] of each day: the logit of the window of `scans` scans that ends with each scan, lowest before the first."""
+    method, out = NetworkMethod("verifier", network), []
+    for day in days:
+        ends = np.arange(scans, SCANS + 1)
+        parts = [method.output(_looks(day, ends[i : i + BLOCK], scans)).score_B for i in range(0, ends.size, BLOCK)]
+        logits = np.concatenate(parts)
+        out.append(np.concatenate([np.full(scans - 1, logits.min()), logits]))
+    return out
+
+
+def _looks(day: Prepared, ends: I64, scans: int) -> Prepared:
+    """Windows of a day that end before scans `ends`; the estimate of a scan is that of the day."""
+    at = ends[:, None] + np.arange(-scans, 0)
+    quiet = Labels(
+        implausible=False, disturbance=False, severity=0.0, type=0, node_N=np.zeros(day.case.n_bus, dtype=bool),
+        edge_E=np.zeros(day.case.n_branch, dtype=bool), onset=-1, end=-1,
+    )  # fmt: skip
+    windows = [slice_of(day.windows[0], int(end) - scans, int(end), day.case.tap, quiet) for end in ends]
+    return Prepared(day.case, day.plan, windows, day.z_BTM[0][at], day.r_BTM[0][at], day.v_BTN[0][at])
 
 
 def rows_of(
@@ -154,13 +183,17 @@ def main() -> None:
     parser.add_argument("--calibration-days", type=int, default=30)
     parser.add_argument("--test-days", type=int, default=30)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0, 5.0])
+    parser.add_argument("--run", default=None, help="run whose champion is asked; the packaged model when not given")
     parser.add_argument("--data-dir", default=None, help="real GB record; the packaged climatology when not given")
     options = parser.parse_args()
     case = load_case(options.case)
     edges = np.stack([case.f_bus, case.t_bus])
+    network, version = load_network(find_registry(Path("runs"), options.run or "shipped"), "champion")
     known = benign_days(options.case, "validation", options.calibration_days, options.data_dir)
     unseen = benign_days(options.case, "test", options.test_days, options.data_dir)
-    rows = rows_of("bus residuals", bus_residuals(known), bus_residuals(unseen), edges, options.budgets)
+    looks = [verifier_logits(network, days, ScenarioConfig().scans) for days in (known, unseen)]
+    rows = rows_of("verifier", looks[0], looks[1], None, options.budgets)
+    rows += rows_of("bus residuals", bus_residuals(known), bus_residuals(unseen), edges, options.budgets)
     rows += rows_of("chi-square", chi_square(known), chi_square(unseen), None, options.budgets)
     print(f"{'score':<14} {'budget':>6} {'variant':<9} {'realised':>8} {'ratio':>6}  95 % interval")
     for row in rows:
@@ -171,8 +204,8 @@ def main() -> None:
             print(f"{left}  {row.low:.2f} to {row.high:.2f}")
     print(json.dumps({
         "case": options.case, "calibration_days": options.calibration_days, "test_days": options.test_days,
-        "seed": SUITE_SEED, "commit": provenance.git_commit(), "machine": provenance.machine_info(),
-        "rows": [asdict(row) for row in rows],
+        "seed": SUITE_SEED, "model": version.id, "commit": provenance.git_commit(),
+        "machine": provenance.machine_info(), "rows": [asdict(row) for row in rows],
     }))  # fmt: skip
 
 
