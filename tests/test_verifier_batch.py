@@ -88,7 +88,7 @@ def test_every_item_is_found_again_in_its_graph_and_nothing_crosses(sizes: list[
         np.testing.assert_array_equal(batch.x[nodes].numpy(), item.node_TNF.transpose(1, 0, 2))
         np.testing.assert_array_equal(batch.e[edges].numpy(), item.edge_TEF.transpose(1, 0, 2))
         np.testing.assert_array_equal(batch.edge_index[:, edges].numpy() - first, static.edge_index)
-        np.testing.assert_array_equal(batch.y_node[nodes].numpy(), item.labels.node_N)
+        np.testing.assert_array_equal(batch.y_node[nodes].numpy(), item.labels.buses(static.edge_index))
         np.testing.assert_array_equal(batch.y_edge[edges].numpy(), item.labels.edge_E)
         np.testing.assert_array_equal(batch.state[nodes].numpy(), item.state_N2)
         substations = batch.substation[nodes].numpy()
@@ -176,3 +176,13 @@ def test_refusals_name_the_cause() -> None:
         collate([short], {"a": static}, weights=[1.0, 2.0])
     with pytest.raises(BatchError, match="CaseStatic\\.edge_index"):
         CaseStatic(**{**vars(static), "edge_index": static.edge_index + 1})
+
+
+def test_the_ends_of_an_affected_branch_are_concerned() -> None:
+    labels = Labels(
+        implausible=True, disturbance=False, severity=0.0, type=1, node_N=np.array([False, False, False, True, False]),
+        edge_E=np.array([False, True, False]), onset=0, end=1,
+    )  # fmt: skip
+    concerned = labels.buses(np.array([[0, 1, 2], [1, 2, 4]]))
+    assert concerned.tolist() == [False, True, True, True, False]
+    assert labels.node_N.sum() == 1  # the labels themselves stay
