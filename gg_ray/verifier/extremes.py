@@ -30,8 +30,11 @@ BEST = 2 * len(SPANS)
 """Column of the largest surprise."""
 _LAST_4, _LAST_8, _WHOLE = len(SPANS), len(SPANS) + 1, len(SPANS) - 1
 _CALM, _KNEE, _UNIT = -4.0, 12.0, 3.0
+"""Nats: surprise is not counted below, grows logarithmically from here on, and is divided by this for the network."""
 _GROSS = 12.0
+"""Sigmas of a sum that one meter may add to a chi-square: the loudest has columns of its own."""
 _EXTREME = 30.0
+"""Sigmas beyond which a chance is not told apart: their square would rule a float32 sum."""
 
 
 def bus_extremes(node_proof: Tensor, edge_proof: Tensor, edge_index: Tensor) -> Tensor:
