@@ -83,10 +83,10 @@ class ReplayTable(Generic[BatchT]):
     """Items under a byte limit and an item limit (the store's capacity), drawn by any mix of selectors.
 
     Invariant: inserted == held + evicted + expired; used_bytes <= limit_bytes and held <= capacity after every call;
-    the root of each sum-tree == sum of held priority**alpha; within a stratum the held items are the newest (expired
-    ones aside); a repeated batch id changes nothing.
-    Eviction takes the oldest item of the stratum that is largest in what is short (items or bytes): a full table always
-    takes in the new and never keeps the oldest (the buffer trap of Absolute Zero's code).
+    the root of each sum-tree == sum of held priority**alpha; a repeated batch id changes nothing.
+    Eviction takes the oldest items, and the twin of each with it: a full table always takes in the new, never keeps the
+    oldest (the buffer trap of Absolute Zero's code), and what it holds is mixed as what came in. The mix is the
+    scheduler's to choose: a table that levels its strata turns quotas upside down (docs/adr/0005-replay.md).
     One thread at a time: the actor around it serialises calls. No call holds random state.
     """
 
@@ -299,19 +299,20 @@ class ReplayTable(Generic[BatchT]):
         return slots
 
     def _make_room(self, n: int, total: int) -> None:
-        index = self._index
-        short = index.count + n - index.capacity
+        short = self._index.count + n - self._index.capacity
         if short > 0:
-            for stratum, k in enumerate(level_down(index.stratum_items, short).tolist()):
-                if k:
-                    self._evict(index.queues[stratum].oldest(k))
+            self._evict(self._with_twins(self._index.log.oldest(short)))
         while (need := self.used_bytes + total - self.limit_bytes) > 0:
-            stratum = int(index.stratum_bytes.argmax())
-            others = np.delete(index.stratum_bytes, stratum)
-            lead = int(index.stratum_bytes[stratum]) - int(others.max(initial=0)) + 1
-            slots = index.queues[stratum].oldest(256)
-            reach = np.searchsorted(np.cumsum(index.nbytes[slots]), min(need, lead)) + 1
-            self._evict(slots[:reach])
+            slots = self._index.log.oldest(256)
+            reach = np.searchsorted(np.cumsum(self._index.nbytes[slots]), need) + 1
+            self._evict(self._with_twins(slots[:reach]))
+
+    def _with_twins(self, slots: I64) -> I64:
+        """The slots and those of their twins that are held."""
+        index = self._index
+        twin = index.twin[slots]
+        held = (twin >= 0) & (index.key[np.maximum(twin, 0)] == index.twin_key[slots])
+        return np.unique(np.concatenate([slots, twin[held]]))
 
     def clear(self) -> None:
         """Evict every item; counters and keys go on."""
@@ -421,23 +422,6 @@ def twins_of(pairs_K: I64) -> I64:
     closing = np.append(~same, True) & ~first
     twin[order[closing]] = order[start[closing]]
     return twin
-
-
-def level_down(counts_S: I64, k: int) -> I64:
-    """How many to take from each stratum when k times one is taken from the largest (ties: the first), [S]."""
-    if counts_S.size == 1:
-        return np.array([k])
-    low, high = 0, int(counts_S.max())  # smallest level whose excess fits into k
-    while low < high:
-        middle = (low + high) // 2
-        if int(np.maximum(counts_S - middle, 0).sum()) <= k:
-            high = middle
-        else:
-            low = middle + 1
-    take = np.maximum(counts_S - low, 0)
-    rest = k - int(take.sum())
-    take[np.flatnonzero(counts_S >= low)[:rest]] += 1
-    return take
 
 
 def shares_of(batch: int, shares: Sequence[float]) -> list[int]:

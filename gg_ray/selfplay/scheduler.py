@@ -22,10 +22,14 @@ from gg_ray.records import F64, FAMILIES
 from gg_ray.scenario.grammar import Stratum
 
 LP_LAG_STEPS = 2_000
-"""Learning progress compares skill now with skill this many learner steps ago (or the first known one)."""
+"""Learning progress compares skill now with skill this many learner steps ago at most (or the first known one)."""
+LP_LAG_SHARE = 0.1
+"""Of a run's learner steps, where that is less. With the start of a run as the yardstick, what was learned first and is
+long mastered looks like progress to the end, and takes the programs of the families that are still hard."""
+LP_LAG_LEAST = 40
 LP_LIMIT = 0.5
-SNAPSHOT_STEPS = 50
-"""Past skill is kept at this spacing: enough for the lag, and bounded."""
+_SNAPSHOTS = 10
+"""Past values of a skill that are kept: enough for the lag, and bounded."""
 SKILL_DECAY = 0.95
 """Per observed program: about the last twenty programs of a stratum."""
 
@@ -41,7 +45,7 @@ class Assignment:
 
 @dataclass(slots=True)
 class _Track:
-    """Skill of one stratum: an average and its past at (at most) every SNAPSHOT_STEPS."""
+    """Skill of one stratum: an average and its past, at most ten values a lag."""
 
     now: float
     steps: list[int]
@@ -74,6 +78,8 @@ class Scheduler:
         empty = [case for case, mask in self._offered.items() if not mask.any()]
         if empty:
             raise ValueError(f"scheduler: {empty[0]} offers none of {', '.join(self.families)}")
+        self.lag = int(np.clip(LP_LAG_SHARE * config.steps, LP_LAG_LEAST, LP_LAG_STEPS))
+        """Learner steps that learning progress looks back."""
         self.calls = 0
         self._tracks: dict[str, _Track] = {}
         self._family_skill: dict[str, float] = {}
@@ -137,18 +143,18 @@ class Scheduler:
             self._tracks[stratum.key()] = _Track(skill, [step], [skill])
         else:
             track.now += (1.0 - SKILL_DECAY) * (skill - track.now)
-            if step >= track.steps[-1] + SNAPSHOT_STEPS:
+            if step >= track.steps[-1] + self.lag // _SNAPSHOTS:
                 track.steps.append(step)
                 track.past.append(track.now)
                 # one snapshot at or before the lag is enough
-                keep = max(0, bisect_right(track.steps, step - LP_LAG_STEPS) - 1)
+                keep = max(0, bisect_right(track.steps, step - self.lag) - 1)
                 del track.steps[:keep], track.past[:keep]
         if stratum.family:
             old = self._family_skill.get(stratum.family, skill)
             self._family_skill[stratum.family] = old + (1.0 - SKILL_DECAY) * (skill - old)
 
     def progress(self, stratum: Stratum) -> float:
-        """Learning progress of a stratum: skill now minus skill LP_LAG_STEPS ago, within -.5 to .5; 0 if unseen."""
+        """Learning progress of a stratum: skill now minus skill `lag` steps ago, within -.5 to .5; 0 if unseen."""
         track = self._tracks.get(stratum.key())
         if track is None:
             return 0.0
