@@ -309,13 +309,13 @@ class SelfplayConfig:
 class ReplayConfig:
     """The buffer between actors and learner."""
 
-    limit_bytes: int = 192 * 2**20
+    limit_bytes: int = 512 * 2**20
     """Payload kept before eviction, bytes; the process needs about 1.2 times this."""
     max_items: int = 200_000
     min_size: int = 256
     """Windows before the learner may start."""
-    samples_per_insert: float = 4.0
-    """Mean draws per inserted window. Higher: more reuse (docs/metrics.md)."""
+    samples_per_insert: float = 2.0
+    """Mean draws per inserted window. Higher: more reuse, more memorising (docs/adr/0005-own-replay.md)."""
     error_buffer: float = 0.1
     """Allowed drift of the limiter, as a share of samples_per_insert x min_size."""
     beta: float = 0.4

@@ -58,7 +58,8 @@ def _dense(  # type: ignore[no-untyped-def]
     for j in range(width):
         for k in range(depth):
             packed[(j // PANEL * depth + k) * PANEL + j % PANEL] = weight[j, k]
-    first[: bias.size] = bias
+    for j in range(bias.size):
+        first[j] = bias[j]
     x, y = np.zeros(BLOCK * depth, np.float32), np.empty(BLOCK * stride, np.float32)
     for start in range(0, n, BLOCK):
         rows, column = min(BLOCK, n - start), 0

@@ -128,8 +128,9 @@ def _bus_extremes(node, edge, edge_index, out):  # type: ignore[no-untyped-def] 
 @numba.njit(cache=True, error_model="numpy")
 def _standing(extremes, edge_index, status, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     n, d = extremes.shape
-    out[:, :d] = extremes
-    out[:, d:] = extremes
+    for i in range(n):  # assigned one by one: numba compiles text of error messages for whole slices, for seconds
+        for s in range(d):
+            out[i, s] = out[i, d + s] = extremes[i, s]
     for e in range(edge_index.shape[1]):
         start, stop, alive = edge_index[0, e], edge_index[1, e], status[e]
         for s in range(d):

@@ -38,27 +38,32 @@ def _summarise(x, weight, position, score, past, out, proof):  # type: ignore[no
     embedded = np.empty((patches, PATCH_WIDTH), np.float32)
     sigmas = np.empty((scans, SIGMAS, WIDTH), np.float32)
     table = np.empty((STATISTICS, WIDTH), np.float32)
-    places, row, channel = np.zeros(WIDTH, np.intp), np.zeros(WIDTH, np.intp), np.zeros(WIDTH, np.intp)
+    room = WIDTH + CHANNELS - 1
+    places, row, channel = np.zeros(room, np.intp), np.zeros(room, np.intp), np.zeros(room, np.intp)
     bits = np.empty(READ, np.float32)
     waiting, silent = 0, -1
     for i in range(n):
         start, held = i * scans * features, 0
         _bits(flat, start, scans, features, bits)
         for c in range(CHANNELS):
-            if not _any(bits, FEATURES * c):
-                continue
-            first[held], last[held] = FEATURES * c, FEATURES * (c + 1)
-            held += 1
-            places[waiting], row[waiting], channel[waiting] = start + FEATURES * c + 1, i, c
-            waiting += 1
-            if waiting == WIDTH:
-                lanes(flat, places, row, channel, waiting, features, sigmas, order, past, table, proof)
-                waiting = 0
+            if _any(bits, FEATURES * c):
+                first[held], last[held] = FEATURES * c, FEATURES * (c + 1)
+                held += 1
+                places[waiting], row[waiting], channel[waiting] = start + FEATURES * c + 1, i, c
+                waiting += 1
+        # one place that calls lanes: it is inlined, and compiling it takes seconds
+        while waiting >= WIDTH or (waiting and i == n - 1):
+            full = min(waiting, WIDTH)
+            lanes(flat, places, row, channel, full, features, sigmas, order, past, table, proof)
+            waiting -= full
+            for k in range(waiting):
+                places[k], row[k], channel[k] = places[WIDTH + k], row[WIDTH + k], channel[WIDTH + k]
         if features > READ:
             first[held], last[held] = READ, features
             held += 1
         if not held and silent >= 0:
-            out[i] = out[silent]
+            for k in range(out.shape[1]):
+                out[i, k] = out[silent, k]
             continue
         for p in range(0, patches, 3):
             p1, p2 = min(p + 1, patches - 1), min(p + 2, patches - 1)
@@ -66,8 +71,6 @@ def _summarise(x, weight, position, score, past, out, proof):  # type: ignore[no
         pool(embedded, position, score, patches, out, i * 3 * PATCH_WIDTH)
         if not held:
             silent = i
-    if waiting:
-        lanes(flat, places, row, channel, waiting, features, sigmas, order, past, table, proof)
 
 
 @numba.njit(inline="always")
