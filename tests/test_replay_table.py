@@ -178,6 +178,17 @@ def test_twins_are_drawn_together_while_both_are_held() -> None:
     assert [i.number for i in held_items(table)][:2] == [1, 3]
 
 
+def test_a_pair_comes_as_often_as_a_single_item() -> None:
+    """Either twin may bring the pair: unthinned, batches were 40 % anomalies and 20 % benign windows without a twin,
+    where the scheduler's quotas make both a third."""
+    table = table_of(capacity=60)
+    table.insert([Item(i, pair=i // 2 if i < 40 else -1) for i in range(60)], step=0)  # 20 pairs, 20 singles
+    sample = table.sample(9_000, np.random.default_rng(0), [(Uniform(), 1.0)], with_twins=True)
+    counts = np.bincount([i.number for i in sample.items], minlength=60)
+    assert counts[:40].sum() / 9_000 == pytest.approx(2 / 3, abs=0.02)
+    np.testing.assert_allclose(counts, 150, rtol=0.3)
+
+
 def test_late_update_of_a_reused_slot_is_counted_not_applied() -> None:
     table = table_of(capacity=2)
     table.insert([Item(0), Item(1)], step=0)

@@ -226,7 +226,8 @@ class ReplayTable(Generic[BatchT]):
 
         A selector that runs out of items (Fifo, Lifo, Stratified without a matching stratum) is topped up uniformly,
         and those items carry the source "uniform". With `with_twins` each drawn item is followed by its twin if that
-        is held; twins count towards the share and carry the weight and the source of the item that brought them.
+        is held; twins count towards the share and carry the weight and the source of the item that brought them. Either
+        of the two may bring the pair, so half of such draws are skipped: a pair comes as often as a single item.
 
         Raises:  ReplayError if the table is empty or the shares are not positive.
         """
@@ -237,9 +238,10 @@ class ReplayTable(Generic[BatchT]):
         for (selector, _), n in zip(mix, shares_of(batch, [share for _, share in mix]), strict=True):
             rule: Selector = selector
             while n > 0:
-                slots, weights = rule.pick(self._index, n, rng)
                 if with_twins:
-                    slots, weights = self._join_twins(slots, weights, n)
+                    slots, weights = self._join_twins(*rule.pick(self._index, 2 * n, rng), n, rng)
+                else:
+                    slots, weights = rule.pick(self._index, n, rng)
                 slot_parts.append(slots)
                 weight_parts.append(weights)
                 sources += [rule.name] * slots.size
@@ -251,10 +253,13 @@ class ReplayTable(Generic[BatchT]):
         self._note_drawn(slots)
         return Sample(items, keys, generations, np.concatenate(weight_parts), sources)
 
-    def _join_twins(self, slots: I64, weights: F64, n: int) -> tuple[I64, F64]:
-        both = np.stack([slots, self._index.twins(slots)], axis=1).ravel()
+    def _join_twins(self, slots: I64, weights: F64, n: int, rng: Generator) -> tuple[I64, F64]:
+        """The first n of these slots and their twins, without every second draw of a pair."""
+        twins = self._index.twins(slots)
+        taken = (twins < 0) | (rng.random(slots.size) < 0.5)
+        both = np.stack([slots[taken], twins[taken]], axis=1).ravel()
         keep = np.flatnonzero(both >= 0)[:n]
-        return both[keep], np.repeat(weights, 2)[keep]
+        return both[keep], np.repeat(weights[taken], 2)[keep]
 
     def _note_drawn(self, slots: I64) -> None:
         index = self._index
