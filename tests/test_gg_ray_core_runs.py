@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,3 +63,36 @@ def test_untrained_networks_are_asked_once_per_seed(monkeypatch: pytest.MonkeyPa
     assert beside["f0s0"] == beside["f3s0"] != beside["f0s1"]
     assert by_key[beside["f0s0"][0]].methods[0].name == "untrained"
     assert by_key["p"].beside == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "aliases", "asked_for", "said"),
+    [
+        ("champion", {"champion": "verifier/v1"}, "champion", ""),
+        (
+            "champion",
+            {"control": "verifier/v1"},
+            "latest",
+            "run r: no champion, asked is its latest model, verifier/v2",
+        ),
+        ("challenger", {}, "challenger", ""),
+    ],
+)
+def test_a_model_that_the_gate_held_back_is_asked_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, aliases: dict[str, str], asked_for: str, said: str
+) -> None:
+    version = SimpleNamespace(id="verifier/v2", manifest={"extra": {}}, metrics={})
+    references: list[str] = []
+
+    def load_network(registry: object, reference: str) -> tuple[object, object]:
+        references.append(reference)
+        return new_verifier(SMALL, 0), version
+
+    registry = SimpleNamespace(root=tmp_path / "registry", aliases=lambda: aliases)
+    monkeypatch.setattr(core_runs, "find_registry", lambda *_: registry)
+    monkeypatch.setattr(core_runs, "load_network", load_network)
+    monkeypatch.setattr(core_runs, "load", lambda path: RunConfig())
+    found = core_runs._loaded("r", model, lambda config: config, sizes_of("small"))
+    assert references == [asked_for]
+    assert found.lacks == said
+    assert set(found.networks) == {"verifier"}
