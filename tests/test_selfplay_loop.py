@@ -130,7 +130,12 @@ def test_stopped_and_resumed_equals_never_stopped(
 
 def test_a_stop_within_a_turn_changes_nothing(contexts: ContextSource) -> None:
     """The limiter often allows both an insert and a draw: a resumed run must draw on, as the other one did."""
-    config = settings(**{"learner.publish_every": 7, "checkpoint.every_steps": 14, "selfplay.steps": 16})
+    config = settings(
+        **{
+            "learner.publish_every": 7, "checkpoint.every_steps": 14, "selfplay.steps": 16,
+            "replay.samples_per_insert": 4.0,
+        }
+    )  # fmt: skip
     game, buffer = Game(config), Buffer(config)
     run_to(config, contexts, game, buffer, 16)
     stopped, held = Game(config), Buffer(config)
