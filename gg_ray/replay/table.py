@@ -86,7 +86,7 @@ class ReplayTable(Generic[BatchT]):
     the root of each sum-tree == sum of held priority**alpha; a repeated batch id changes nothing.
     Eviction takes the oldest items, and the twin of each with it: a full table always takes in the new, never keeps the
     oldest (the buffer trap of Absolute Zero's code), and what it holds is mixed as what came in. The mix is the
-    scheduler's to choose: a table that levels its strata turns quotas upside down (docs/adr/0005-replay.md).
+    scheduler's to choose: a table that levels its strata turns quotas upside down (docs/adr/0005-own-replay.md).
     One thread at a time: the actor around it serialises calls. No call holds random state.
     """
 
@@ -314,10 +314,8 @@ class ReplayTable(Generic[BatchT]):
 
     def _with_twins(self, slots: I64) -> I64:
         """The slots and those of their twins that are held."""
-        index = self._index
-        twin = index.twin[slots]
-        held = (twin >= 0) & (index.key[np.maximum(twin, 0)] == index.twin_key[slots])
-        return np.unique(np.concatenate([slots, twin[held]]))
+        twins = self._index.twins(slots)
+        return np.unique(np.concatenate([slots, twins[twins >= 0]]))
 
     def clear(self) -> None:
         """Evict every item; counters and keys go on."""
