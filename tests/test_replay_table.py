@@ -176,6 +176,8 @@ def test_twins_are_drawn_together_while_both_are_held() -> None:
         at += 1
     table.insert([Item(10 + i) for i in range(13)], step=1)  # evicts item 0, and its twin with it
     assert [i.number for i in held_items(table)][:2] == [1, 3]
+    sample = table.sample(60, np.random.default_rng(0), [(Uniform(), 1.0)], with_twins=True)
+    assert not {0, 2} & {i.number for i in sample.items}
 
 
 def test_a_pair_comes_as_often_as_a_single_item() -> None:
