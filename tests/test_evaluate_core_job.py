@@ -248,18 +248,22 @@ def test_parts_hold_what_they_promise(maker: PoolMaker) -> None:
         assert all(PRIMITIVES[fact.primitive].family == fact.family for fact in part.facts)
 
 
-def test_training_never_composes_an_anomaly_with_a_hard_event(maker: PoolMaker) -> None:
-    """What makes s2-composed unseen: neither the uniform grammar nor the policy may follow an anomaly so."""
-    from gg_ray.scenario.grammar import Stratum
+def test_training_never_composes_as_the_suite_does(maker: PoolMaker) -> None:
+    """What makes s2-composed unseen: uniform grammar and policy put other hard events beside an anomaly, never these."""
+    from gg_ray.scenario.grammar import COMPANIONS, Stratum
     from gg_ray.selfplay.legal import PRIMITIVE_NAMES, masks_of
 
+    unseen = {"wind_ramp", "demand_transfer_large"}
+    composed = [a.program.events for a in maker.draw_positives("composed", 2, np.random.default_rng(1))]
+    assert {e.primitive for events in composed for e in events if PRIMITIVES[e.primitive].side == "hard"} == unseen
     stratum = Stratum("anomalous", "S2", "case14")
     rng = np.random.default_rng(0)
-    drawn = [maker.grammar.uniform(stratum, 0, rng) for _ in range(60)]
-    sides = {PRIMITIVES[e.primitive].side for events in drawn for e in events[1:]}
-    assert sides == {"ordinary"}
+    drawn = [maker.grammar.uniform(stratum, 0, rng) for _ in range(120)]
+    beside = {e.primitive for events in drawn for e in events[1:] if PRIMITIVES[e.primitive].side == "hard"}
+    assert beside == set(COMPANIONS)
     allowed = masks_of(maker.grammar).followers(stratum)[: len(PRIMITIVE_NAMES)].numpy()
-    assert {PRIMITIVES[name].side for name, ok in zip(PRIMITIVE_NAMES, allowed, strict=True) if ok} == {"ordinary"}
+    hard = {n for n, ok in zip(PRIMITIVE_NAMES, allowed, strict=True) if ok and PRIMITIVES[n].side == "hard"}
+    assert hard == set(COMPANIONS)
 
 
 def test_days_before_their_episode_are_those_of_the_benign_twin(

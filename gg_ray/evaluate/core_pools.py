@@ -197,13 +197,13 @@ class PoolMaker:
         return small
 
     def _composed(self, family: str) -> Write:
-        """An anomaly and a hard event, which no program of training has together: benign followers of anomalies are
-        ordinary there (grammar.uniform, legal.followers)."""
+        """An anomaly and a hard event of a kind that no program of training has beside one (grammar.uniform,
+        legal.followers): other hard events may be there, so it is the composition that is new."""
         words = self.grammar.primitives("anomalous", family)
 
         def pair(plan: MeterPlan, rng: np.random.Generator) -> tuple[Event, ...] | None:
             first = self._draw(words, plan, rng)
-            second = self._draw(self.grammar.primitives("hard"), plan, rng)
+            second = self._draw(self.grammar.unseen_beside(), plan, rng)
             return None if first is None or second is None else (first, second)
 
         return pair
@@ -333,7 +333,7 @@ class PoolMaker:
         onset = int(rng.integers(60, DAY_SCANS - 60))
         out = [replace(drawn[0], onset=onset)]
         if part == "composed":
-            hard = grammar.event(str(rng.choice(np.array(grammar.primitives("hard")))), plan, rng)
+            hard = grammar.event(str(rng.choice(np.array(grammar.unseen_beside()))), plan, rng)
             if hard is None:
                 return None
             out.append(replace(hard, onset=max(FIRST_ONSET, onset - int(rng.integers(0, _FOLLOW + 1)))))

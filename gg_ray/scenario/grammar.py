@@ -142,6 +142,9 @@ def _table() -> dict[str, Primitive]:
 
 
 PRIMITIVES: dict[str, Primitive] = _table()
+COMPANIONS = ("gen_trip", "line_switch", "load_step_large")
+"""Real disturbances that may go on beside an anomaly in training. Without any, a network learns that one excludes the
+other; the remaining ones stay out of such programs, so that unseen compositions can be asked about (suite s2-composed)."""
 HIDDEN_FAULT = {"coordinated": "undeclared_line_outage", "coordinated_trip": "undeclared_gen_trip"}
 """What a masked fault hides: it may be played only where that fault's family may (selfplay.md, folds, rule 1)."""
 PRIMITIVE_NAMES: tuple[str, ...] = tuple(PRIMITIVES)
@@ -259,8 +262,13 @@ class Grammar:
         return place in self._static and bool(self._static[place].any())
 
     def benign_followers(self, side: Side) -> tuple[str, ...]:
-        """Primitives that may accompany the first event."""
-        return self.primitives("ordinary") + (self.primitives("hard") if side == "hard" else ())
+        """Primitives that may accompany the first event; beside an anomaly only COMPANIONS of the hard ones."""
+        hard = () if side == "ordinary" else self.primitives("hard")
+        return self.primitives("ordinary") + tuple(n for n in hard if side == "hard" or n in COMPANIONS)
+
+    def unseen_beside(self) -> tuple[str, ...]:
+        """Hard primitives that no program of training has together with an anomaly."""
+        return tuple(n for n in self.primitives("hard") if n not in self.benign_followers("anomalous"))
 
     def target_mask(self, name: str, plan: MeterPlan) -> Bool:
         """[N + E] places a primitive may point at under a metering plan."""
