@@ -57,7 +57,7 @@ scan = st.one_of(
     st.frozensets(st.integers(1, 24), max_size=4),
 )  # fmt: skip
 def test_all_ways_agree(record: list[tuple[int, object]], gap: int, restarts: frozenset[int]) -> None:
-    """At once, scan by scan, and with restarts: irregular scans, switched branches, flags without a place, incidents that meet later."""
+    """At once, scan by scan, with restarts: irregular scans, switched branches, flags without place, late meetings."""
     time, scans = 0, []
     for step, drawn in record:
         time += step
