@@ -10,7 +10,6 @@ letters. Positions live in Redis beside the verdicts; Kafka's commit is a hint f
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
@@ -20,7 +19,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from gg_ray.records import CANNOT_TELL, Verdict
@@ -95,7 +93,7 @@ class ScanLoop:
         self.consumer = Consumer({
             **settings.kafka.client(), "group.id": settings.kafka.group, "enable.auto.commit": False,
             "auto.offset.reset": "error", "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": settings.kafka.session_timeout_ms, "fetch.wait.max.ms": 100, "fetch.min.bytes": 1,
+            "session.timeout.ms": settings.kafka.session_timeout_ms, "fetch.wait.max.ms": 100, "queued.max.messages.kbytes": 16_384,
             "max.poll.interval.ms": settings.kafka.max_poll_interval_ms, "enable.partition.eof": False,
             "topic.metadata.refresh.interval.ms": 5_000, "allow.auto.create.topics": False, **member,
         })  # fmt: skip
@@ -266,7 +264,8 @@ class ScanLoop:
     def _ask_of(self, items: list[Item]) -> Ask:
         first, newest = items[0], items[-1]
         block, heard = first.block, first.heard
-        assert block is not None and heard is not None
+        assert block is not None
+        assert heard is not None
         rows = slice(first.end - self.config.scans, newest.end)
         now, grid = time.monotonic(), first.grid
         show = now - self._shown.get(grid, -MAP_S) >= MAP_S

@@ -8,7 +8,7 @@ Source:  live.md, section 1 (start position on assignment, topic incarnation)
 | position in the store | the truth; Kafka's commit may be behind or ahead | there |
 | no position, no commit | a new group | beginning of the log |
 | no position, a commit | the store was emptied | `state_rebuild_window_s` back, at most the commit |
-| position beyond the log's end, or another record before it | the broker lost its log, or the topic was made anew | beginning of the new log |
+| position beyond the log's end, or another record before it | the broker lost its log | beginning of the new log |
 | position before the log's beginning | the broker dropped what was too old | beginning of the log |
 
 Before that, windows are read back: from the oldest scan of any grid's window, at most MAX_BACK records.
@@ -82,7 +82,7 @@ class Origins:
                 cause, position = "trimmed", low
         except KafkaException as error:
             raise BrokerDown(str(error)) from error
-        windows: Mapping[str, int] = start.windows if cause == "store" else {}
+        windows: Mapping[str, int] = start.windows if cause in ("store", "trimmed") else {}
         earliest = min([position, *windows.values()])
         partition = Partition(topic, number, start, incarnation, position, grids=set(windows))
         return Origin(partition, max(earliest, low, position - MAX_BACK), cause)
