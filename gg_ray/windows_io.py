@@ -92,10 +92,15 @@ def read_windows(path: Path) -> list[tuple[Window, MeterPlan]]:
         rows = [rows]
     if not isinstance(rows, list) or not rows:
         raise WindowFileError(f"{path.name}: no windows in it")
-    return [_window(row, f"{path.name}, window {index}") for index, row in enumerate(rows)]
+    return [window_of(row, f"{path.name}, window {index}") for index, row in enumerate(rows)]
 
 
-def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
+def window_of(row: Any, where: str) -> tuple[Window, MeterPlan]:
+    """One window of plain values (the fields above), checked.
+
+    Args:   where  how messages name it
+    Raises: WindowFileError
+    """
     if not isinstance(row, Mapping):
         raise WindowFileError(f"{where}: a {type(row).__name__}, not an object with the fields of a window")
     try:

@@ -76,7 +76,9 @@ class ConsumerSettings:
     """group.instance.id, one per replica slot; empty for a dynamic member."""
 
     def __post_init__(self) -> None:
-        if not (self.scans >= 16 and self.max_batch >= 1 and self.in_flight >= 1 and 0 < self.low_mark < self.high_mark):
+        if not (
+            self.scans >= 16 and self.max_batch >= 1 and self.in_flight >= 1 and 0 < self.low_mark < self.high_mark
+        ):
             raise ConfigError(
                 f"consumer: {asdict(self)}: scans from 16, max_batch and in_flight from 1, low_mark below high_mark"
             )
