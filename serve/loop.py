@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from gg_ray.records import CANNOT_TELL, Verdict
 from serve.asks import Ask, Scored
@@ -407,9 +407,9 @@ class ScanLoop:
 
     def _assigned(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         """Nothing may be read before it is known where from: paused until the store and the broker have said."""
-        consumer.incremental_assign(parts)
+        consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, OFFSET_END) for tp in parts])
         consumer.pause(parts)
-        self._fresh += parts
+        self._fresh += [TopicPartition(tp.topic, tp.partition) for tp in parts]
 
     def _take_over(self) -> None:
         """Find where new partitions begin; those for which nobody answers yet wait for the next turn."""
@@ -420,7 +420,9 @@ class ScanLoop:
             try:
                 origin = self._origins.find(self.consumer, tp.topic, tp.partition)
                 states = self.store.states(sorted(origin.partition.grids))
-                self.consumer.seek(TopicPartition(tp.topic, tp.partition, origin.read_from))
+                # not seek: it is refused until a fetch has begun, and none must before it is known where from
+                self.consumer.incremental_unassign([tp])
+                self.consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, origin.read_from)])
             except StoreDown as error:
                 self._store_away(error)
                 rest.append(tp)

@@ -84,7 +84,7 @@ def load(registry: Registry, reference: str, budget: float = 0.0) -> Model:
             limits[case] = budget_threshold(calibration, case, budget).value
         except CalibrationError as error:
             LOG.warning("%s: %s keeps the threshold of its registration: %s", version.id, case, error)
-    digest = str(version.manifest["manifest_sha256"])[:16]
+    digest = str(version.manifest["files"]["model.safetensors"]["sha256"])[:16]
     model = Model(network, calibration, version.id, digest, registry.root.parent.name, limits)
     trial(model)
     return model
