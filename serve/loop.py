@@ -83,7 +83,7 @@ class ScanLoop:
         self._store_wait, self._store_ready = BACKOFF_S[0], 0.0
         self._fresh: list[TopicPartition] = []
         self._told_at = self._committed_at = 0.0
-        self._oldest_wait = 0.0
+        self.turned_at = time.monotonic()
         self.producer = Producer({
             **settings.kafka.client(), "enable.idempotence": True, "acks": "all", "linger.ms": 2,
             "compression.type": "lz4",
@@ -93,7 +93,8 @@ class ScanLoop:
         self.consumer = Consumer({
             **settings.kafka.client(), "group.id": settings.kafka.group, "enable.auto.commit": False,
             "auto.offset.reset": "error", "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": settings.kafka.session_timeout_ms, "fetch.wait.max.ms": 100, "queued.max.messages.kbytes": 16_384,
+            "session.timeout.ms": settings.kafka.session_timeout_ms, "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": 16_384,
             "max.poll.interval.ms": settings.kafka.max_poll_interval_ms, "enable.partition.eof": False,
             "topic.metadata.refresh.interval.ms": 5_000, "allow.auto.create.topics": False, **member,
         })  # fmt: skip
@@ -116,6 +117,7 @@ class ScanLoop:
 
     def turn(self) -> None:
         """One round: what came in, what was answered, what can be applied."""
+        self.turned_at = time.monotonic()
         self._take_over()
         messages = self._fetch()
         if messages:
@@ -204,7 +206,7 @@ class ScanLoop:
     def _place(self, partition: Partition, item: Item, scan: ScanMessage, trace: str) -> None:
         if scan.origin == "live" and scan.time_ns > (self._clock() + FUTURE_S) * 1e9:
             raise Poison("time", f"time_ns {scan.time_ns} lies more than an hour ahead of this clock")
-        ring = self._rings.setdefault(scan.grid, Ring(self.config.scans))
+        ring = self._rings.setdefault(scan.grid, Ring(self.config.scans_of(scan.case)))
         item.grid = scan.grid
         partition.grids.add(scan.grid)
         feed = scan.epoch is not None and scan.seq is not None
@@ -266,13 +268,13 @@ class ScanLoop:
         block, heard = first.block, first.heard
         assert block is not None
         assert heard is not None
-        rows = slice(first.end - self.config.scans, newest.end)
+        rows = slice(first.end - heard.scans, newest.end)
         now, grid = time.monotonic(), first.grid
         show = now - self._shown.get(grid, -MAP_S) >= MAP_S
         if show:
             self._shown[grid] = now
         return Ask(
-            grid=grid, case=heard.message.case, plan=heard.plan, scans=self.config.scans, step_s=heard.message.step_s,
+            grid=grid, case=heard.message.case, plan=heard.plan, scans=heard.scans, step_s=heard.message.step_s,
             end_ns=tuple(item.heard.message.time_ns for item in items if item.heard is not None), z=block.z[rows],
             age=block.age[rows], status=block.status[rows], tap=block.tap[rows], x_scale=block.x_scale[rows],
             shown=tuple(show and item is newest for item in items), peak=self._scribe.peak(grid),
