@@ -76,7 +76,9 @@ class ConsumerSettings:
     """group.instance.id, one per replica slot; empty for a dynamic member."""
 
     def __post_init__(self) -> None:
-        if not (self.scans >= 16 and self.max_batch >= 1 and self.in_flight >= 1 and 0 < self.low_mark < self.high_mark):
+        if not (
+            self.scans >= 16 and self.max_batch >= 1 and self.in_flight >= 1 and 0 < self.low_mark < self.high_mark
+        ):
             raise ConfigError(
                 f"consumer: {asdict(self)}: scans from 16, max_batch and in_flight from 1, low_mark below high_mark"
             )
@@ -92,11 +94,16 @@ class HttpSettings:
     max_body: int = 2**20
     max_arrow_body: int = 16 * 2**20
     max_buses: int = 100_000
+    max_branches: int = 200_000
     max_windows: int = 256
+    max_cells: int = 20_000_000
+    """Scans times places (buses and branches) of all windows of one request: a short body can name a large grid."""
     max_depth: int = 32
     rate_per_s: float = 50.0
     burst: int = 100
     timeout_s: float = 30.0
+    max_running: int = 64
+    """Requests that are answered at once, pages' streams not counted."""
     max_streams: int = 64
     """Pages that may be connected at once."""
 
