@@ -99,11 +99,16 @@ class HttpSettings:
     max_body: int = 2**20
     max_arrow_body: int = 16 * 2**20
     max_buses: int = 100_000
+    max_branches: int = 200_000
     max_windows: int = 256
+    max_cells: int = 20_000_000
+    """Scans times places (buses and branches) of all windows of one request: a short body can name a large grid."""
     max_depth: int = 32
     rate_per_s: float = 50.0
     burst: int = 100
     timeout_s: float = 30.0
+    max_running: int = 64
+    """Requests that are answered at once, pages' streams not counted."""
     max_streams: int = 64
     """Pages that may be connected at once."""
 
