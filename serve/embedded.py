@@ -105,7 +105,9 @@ class Server(ABC):
             if not (left and ended and self._any_port):  # else another program took the port in the meantime
                 break
             self.port = 0
-        raise EmbeddedError(f"{self.name} on port {self.port}: did not answer; {self.log} ends with: {self._last_words()}")
+        raise EmbeddedError(
+            f"{self.name} on port {self.port}: did not answer; {self.log} ends with: {self._last_words()}"
+        )
 
     def kill(self) -> None:
         """SIGKILL, as a crash: nothing is flushed."""

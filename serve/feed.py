@@ -24,23 +24,20 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException, Producer
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
-from gg_ray.config import ConfigError
 from serve import keys, topics
+from serve.epochs import brisk_redis, next_epoch
 from serve.settings import KafkaSettings
 from serve.topics import BrokerError
-from serve.wire import MAX_BYTES, TRACEPARENT, Poison, ScanMessage, decode, encode
+from serve.wire import MAX_BYTES, TRACEPARENT, ScanMessage, encode
 
 log = logging.getLogger(__name__)
 
@@ -55,45 +52,32 @@ PAUSE_SCANS = 48
 """A gap of the record longer than this is passed over in one step, whatever the speed."""
 _NEVER = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD)
 """What the broker says of a message that it will never take."""
-_EPOCH = """
-local epoch = redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
-if epoch <= tonumber(ARGV[2]) then
-  epoch = tonumber(ARGV[2]) + 1
-  redis.call('HSET', KEYS[1], ARGV[1], epoch)
-end
-return epoch
-"""
-
-
-def _patient_with_nobody(url: str) -> Redis:
-    """A client whose calls end within a second: a Redis that hangs must not hold the delivery reports up."""
-    try:
-        return Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
-    except ValueError as error:
-        raise ConfigError(f"REDIS_URL: {error}") from None
-
 
 class FeedError(RuntimeError):
     """A feed that cannot start, or a scan that can never be sent."""
 
 
-def next_epoch(redis: Redis, kafka: KafkaSettings) -> int:
-    """The number of this start: one more than the store's, and more than that of the newest scans on the topic.
-
-    So a store that was emptied does not make all later scans older than those before.
-    Raises: BrokerError, RedisError.
-    """
-    found = [0]
-    for message in topics.last_messages(kafka, kafka.topics.readings).values():
-        with suppress(Poison):
-            if message is not None:
-                found.append(decode(message.value() or b"").epoch or 0)
-    return int(redis.eval(_EPOCH, 1, keys.EPOCH, kafka.topics.readings, max(found)))
-
-
 def traceparent() -> str:
     """A new trace of one scan: 00-<trace id>-<span id>-01."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def paced(source: Iterable[ScanMessage], speed: float, stop: threading.Event) -> Iterator[ScanMessage]:
+    """The scans of a source, each when it is due, until `stop` is set.
+
+    Each is due at a time that the record and the speed set at the start: what a slow receiver delays is caught up, not
+    pushed back. Scans of several grids may alternate; each grid has its own clock.
+    """
+    began, latest = time.monotonic(), 0.0
+    clock: dict[str, tuple[int, float]] = {}
+    for message in source:
+        before_ns, elapsed = clock.get(message.grid, (message.time_ns, latest))
+        passed = max(0.0, (message.time_ns - before_ns) / 1e9)
+        latest = elapsed + (passed if passed <= PAUSE_SCANS * message.step_s else message.step_s)
+        clock[message.grid] = message.time_ns, latest
+        if stop.wait(max(0.0, began + latest / speed - time.monotonic())):
+            return
+        yield message
 
 
 class Feed:
@@ -109,7 +93,7 @@ class Feed:
     ) -> None:  # fmt: skip
         """Args: source, extra  what the status says besides.  Raises: ConfigError, no such address of a Redis."""
         self.kafka, self.queue = kafka, queue
-        self._redis = _patient_with_nobody(redis_url)
+        self._redis = brisk_redis(redis_url)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         self.source, self._extra = source, extra
         self.epoch = 0
@@ -172,22 +156,14 @@ class Feed:
         return self.epoch, seq
 
     def run(self, source: Iterable[ScanMessage], speed: float = math.inf, until_ns: int | None = None) -> int:
-        """Send the scans of a source when they are due, until it ends, stop() is called or a scan lies after until_ns.
+        """Send the scans of a source when they are due (`paced`), until it ends, stop() is called or a scan lies after
+        until_ns.
 
-        Each scan is due at a time that the record and the speed set at the start: what a slow broker delays is caught
-        up, not pushed back. Scans of several grids may alternate; each grid has its own clock.
         Returns: how many were sent.  Raises: FeedError.
         """
-        began, latest, count = time.monotonic(), 0.0, 0
-        clock: dict[str, tuple[int, float]] = {}
-        for message in source:
+        count = 0
+        for message in paced(source, speed, self._stop):
             if until_ns is not None and message.time_ns > until_ns:
-                break
-            before_ns, elapsed = clock.get(message.grid, (message.time_ns, latest))
-            passed = max(0.0, (message.time_ns - before_ns) / 1e9)
-            latest = elapsed + (passed if passed <= PAUSE_SCANS * message.step_s else message.step_s)
-            clock[message.grid] = message.time_ns, latest
-            if self._stop.wait(max(0.0, began + latest / speed - time.monotonic())):
                 break
             self.send(message)
             count += 1

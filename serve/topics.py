@@ -70,8 +70,9 @@ def last_messages(kafka: KafkaSettings, topic: str, deadline_s: float = DEADLINE
     end = time.monotonic() + deadline_s
     reader = Consumer(
         {
-            **kafka.client(), "group.id": _READER, "log_level": 0, "enable.auto.commit": False, "enable.partition.eof": True,
-            "auto.offset.reset": "error", "allow.auto.create.topics": False,
+            **kafka.client(), "group.id": _READER, "log_level": 0, "enable.auto.commit": False,
+            "enable.partition.eof": True, "auto.offset.reset": "error",
+            "allow.auto.create.topics": False,
         }
     )  # fmt: skip
     try:
