@@ -53,6 +53,7 @@ PAUSE_SCANS = 48
 _NEVER = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD)
 """What the broker says of a message that it will never take."""
 
+
 class FeedError(RuntimeError):
     """A feed that cannot start, or a scan that can never be sent."""
 
@@ -68,9 +69,10 @@ def paced(source: Iterable[ScanMessage], speed: float, stop: threading.Event) ->
     Each is due at a time that the record and the speed set at the start: what a slow receiver delays is caught up, not
     pushed back. Scans of several grids may alternate; each grid has its own clock.
     """
-    began, latest = time.monotonic(), 0.0
+    began = latest = 0.0
     clock: dict[str, tuple[int, float]] = {}
     for message in source:
+        began = began or time.monotonic()  # not before the source has made its first one
         before_ns, elapsed = clock.get(message.grid, (message.time_ns, latest))
         passed = max(0.0, (message.time_ns - before_ns) / 1e9)
         latest = elapsed + (passed if passed <= PAUSE_SCANS * message.step_s else message.step_s)
