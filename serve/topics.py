@@ -72,7 +72,7 @@ def last_messages(kafka: KafkaSettings, topic: str, deadline_s: float = DEADLINE
     reader = Consumer(
         {
             **kafka.client(), "group.id": _READER, "log_level": 0, "enable.auto.commit": False,
-            "enable.partition.eof": True, "auto.offset.reset": "error",
+            "enable.partition.eof": True, "fetch.wait.max.ms": 10, "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
         }
     )  # fmt: skip
