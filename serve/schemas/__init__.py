@@ -26,7 +26,8 @@ RETRY_S = 5.0
 _TYPES = {
     "string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "list<int32>": pa.list_(pa.int32()),
     "list<uint8>": pa.list_(pa.uint8()), "list<float64>": pa.list_(pa.float64()),
-    "map<string, float64>": pa.map_(pa.string(), pa.float64()), "map<string, string>": pa.map_(pa.string(), pa.string()),
+    "map<string, float64>": pa.map_(pa.string(), pa.float64()),
+    "map<string, string>": pa.map_(pa.string(), pa.string()),
 }  # fmt: skip
 
 
