@@ -33,16 +33,11 @@ def servers() -> Iterator[tuple[Broker, RedisServer]]:
 
 def all_messages(kafka: KafkaSettings, topic: str, deadline_s: float = 20.0) -> list[Message]:
     """Every message of a topic, partition by partition in the order of the log."""
-    reader = Consumer(
-        {
-            **kafka.client(),
-            "group.id": "test",
-            "log_level": 0,
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 10,
-            "enable.auto.commit": False,
-        }  # fmt: skip
-    )
+    own = {
+        "group.id": "test", "log_level": 0, "enable.partition.eof": True, "fetch.wait.max.ms": 10,
+        "enable.auto.commit": False,
+    }  # fmt: skip
+    reader = Consumer({**kafka.client(), **own})
     end = time.monotonic() + deadline_s
     try:
         partitions = set(reader.list_topics(topic, timeout=5.0).topics[topic].partitions)

@@ -130,7 +130,7 @@ def test_newest_messages_stand_at_the_end_of_the_log_and_a_missing_broker_is_sai
         assert producer.flush(10) == 0
         found = topics.last_messages(kafka, kafka.topics.readings)
         assert (found[0], found[1] and found[1].value()) == (None, b"19")
-        with pytest.raises(topics.BrokerError, match="topic gg.nothing"):
+        with pytest.raises(topics.BrokerError, match=r"topic gg\.nothing"):
             topics.last_messages(kafka, "gg.nothing", 5.0)
         broker.kill()
         with pytest.raises(topics.BrokerError, match="start one, or set KAFKA_BOOTSTRAP"):

@@ -204,7 +204,7 @@ def test_a_scan_beyond_what_consumers_decode_is_refused_and_takes_no_number(
     with Feed(kafka, url, "six") as sender:
         with monkeypatch.context() as patch:
             patch.setattr(feed, "MAX_BYTES", 100)
-            with pytest.raises(FeedError, match="scan of case14: .* at most 100"):
+            with pytest.raises(FeedError, match=r"scan of case14: .* at most 100"):
                 sender.send(scan(0))
         assert sender.send(scan(0)) == (1, 1)
 

@@ -1,9 +1,9 @@
-"""The digital twin: the seed decides it, its truth is the executor's, and nothing else moves where an incident is put."""
+"""The digital twin: the seed decides it, its truth is the executor's, and an incident moves nothing besides."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_truth_is_what_the_executor_labelled_and_nothing_else_moved(case: str, s
         branches = {maker.case.branch_names[i] for i in np.flatnonzero(label.edge_E)}
         assert set(fact.places) == buses | branches
         assert fact.first >= LEAD_SCANS
-    assert all(one.stop <= two.first for one, two in zip(incidents, incidents[1:], strict=False))
+    assert all(one.stop <= two.first for one, two in pairwise(incidents))
     window = session.window
     now = (window.z_TM, window.age_TM, window.status_TE, session.tap_TE, session.x_scale_TE)
     touched = np.zeros(144, dtype=bool)
