@@ -14,7 +14,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -303,11 +303,20 @@ def data(args: Sequence[str]) -> int:
 
 
 def feed(args: Sequence[str]) -> int:
-    """`gg-ray feed`: one JSON line per scan of grid gb-balance."""
+    """`gg-ray feed`: scans of grid gb-balance, or simulated ones of any grid, as JSON lines or into Kafka."""
     options = parse(FeedOptions, args, prog="gg-ray feed")
+    if options.source == "simulate":
+        from serve.feed_commands import simulate
+
+        return simulate(options, os.environ)
     from gg_ray.data_commands import feed_command
 
-    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared())
+    def kafka(step: int, store: Any, begin: Any) -> AbstractContextManager[Any]:
+        from serve.feed_commands import to_kafka
+
+        return to_kafka(options, os.environ, step, store, begin)
+
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared(), kafka)
 
 
 def _shared() -> AbstractAsyncContextManager[Any]:
@@ -413,7 +422,7 @@ COMMANDS: dict[str, Command] = {
     "promote": Command("move an alias (champion, challenger) to a version", promote),
     "status": Command("state of a run from its files", status),
     "data": Command("GB histories: fetch, sync, check", data),
-    "feed": Command("GB scans as they come or from a record, one JSON line each", feed),
+    "feed": Command("scans as they come, from a record or simulated, as JSON lines or into Kafka", feed),
     "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }
