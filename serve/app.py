@@ -33,7 +33,7 @@ from serve.operators import Operators
 from serve.pages import Files, SecurityHeaders
 from serve.problems import Problem, ProblemDetails, documented, handle_problems
 from serve.records import dump
-from serve.routes import Layout, Parts, json_answer, make_router
+from serve.routes import Layout, Parts, json_answer, add_routes
 from serve.scoring import Scorer
 from serve.session import Session, Sessions, set_cookie
 from serve.settings import LiveSettings
@@ -64,10 +64,10 @@ def make_app(settings: LiveSettings, redis: Redis, scorer: Scorer, layout: Layou
     )  # fmt: skip
     app.state.hub = hub
     handle_problems(app)
-    app.include_router(make_router(Parts(
+    add_routes(app, Parts(
         settings=settings.http, view=view, operators=Operators(redis, view), scorer=scorer, hub=hub, metrics=metrics,
         ring=ring, layout=layout,
-    )))  # fmt: skip
+    ))  # fmt: skip
     _sessions(app, ring, sessions)
     _pages(app)
     app.add_middleware(Limits, settings=settings.http)
