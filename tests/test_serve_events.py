@@ -78,7 +78,7 @@ def test_a_page_of_one_grid_passes_over_the_others(redis: Redis, socket_file: Pa
 
 def test_what_was_trimmed_away_is_a_reset(redis: Redis, socket_file: Path) -> None:
     first, *_, newest = [put_event(redis) for _ in range(6)]
-    redis.xtrim(keys.EVENTS, maxlen=2)
+    redis.xtrim(keys.EVENTS, maxlen=2, approximate=False)
 
     async def story(app: FastAPI) -> None:
         page = Page(app, f"last={first}")
