@@ -21,6 +21,7 @@ from redis_process import redis_process
 from serve.docs_page import curl
 
 schemathesis = pytest.importorskip("schemathesis")
+positive_data_acceptance = pytest.importorskip("schemathesis.specs.openapi.checks").positive_data_acceptance
 LAYOUT = {
     "case": "case14", "base_mva": 100.0, "f0_hz": 50.0, "geographic": False,
     "buses": [{"name": "1", "x": 0.5, "y": 0.5, "kv": 135.0, "kind": "gen", "region": "0"}],
@@ -92,7 +93,9 @@ def test_every_answer_is_one_that_the_document_names(base: str, api: dict[str, A
 
         def ask(case: Any) -> None:
             answer = case.call(base_url=base, timeout=30)
-            case.validate_response(answer)
+            # a window may satisfy the schema and yet name no grid, or fewer readings than meters
+            free = [positive_data_acceptance] if operation.path == "/v1/score" else []
+            case.validate_response(answer, excluded_checks=free)
             asked.setdefault(case.operation.label, []).append(answer.status_code)
 
         settings(hypothesis.given(case=operation.as_strategy())(ask))()
