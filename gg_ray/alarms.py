@@ -79,5 +79,5 @@ def _sighting(network: Verifier, one: Judged) -> Sighting | None:
     return Sighting(
         time_ns=told.time_ns, onset_ns=told.time_ns - int(back_ns), verdict=told.verdict, type=told.type,
         score=one.score, p_value=told.p_value, places={int(i): float(one.node_N[i]) for i in suspect},
-        reasons=reasons(network, one.prepared, one.features, 0, top), corrected=told.corrected,
+        reasons=reasons(network, one.prepared, one.features, one.row, top), corrected=told.corrected,
     )  # fmt: skip

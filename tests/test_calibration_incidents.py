@@ -27,9 +27,17 @@ def sighting(time: int, places: dict[int, float], **changes: object) -> Sighting
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def stepwise(scans: list[tuple[int, Sighting | None, U8 | None]], gap: int) -> list[Incident]:
-    grouper = Grouper("g", NAMES, EDGES, gap)
-    closed = [incident for time, seen, status in scans for incident in grouper.update(time, seen, status)]
+def stepwise(
+    scans: list[tuple[int, Sighting | None, U8 | None]], gap: int, restarts: frozenset[int] = frozenset()
+) -> list[Incident]:
+    """Scan after scan; before some of them a new grouper goes on from what the old one left behind."""
+    grouper, closed = Grouper("g", NAMES, EDGES, gap), []
+    for number, (time, seen, status) in enumerate(scans):
+        if number in restarts:
+            left = json.loads(json.dumps(grouper.as_state()))
+            grouper = Grouper("g", NAMES, EDGES, gap)
+            grouper.resume(left)
+        closed += grouper.update(time, seen, status)
     return sorted([*closed, *grouper.open], key=lambda incident: (incident.first_ns, incident.id))
 
 
@@ -44,9 +52,12 @@ scan = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 4), scan), min_size=1, max_size=25), st.integers(1, 6))
-def test_both_ways_agree(record: list[tuple[int, object]], gap: int) -> None:
-    """Irregular scans, switched branches, flags without a place, incidents that meet later."""
+@given(
+    st.lists(st.tuples(st.integers(1, 4), scan), min_size=1, max_size=25), st.integers(1, 6),
+    st.frozensets(st.integers(1, 24), max_size=4),
+)  # fmt: skip
+def test_all_ways_agree(record: list[tuple[int, object]], gap: int, restarts: frozenset[int]) -> None:
+    """At once, scan by scan, with restarts: irregular scans, switched branches, flags without place, late meetings."""
     time, scans = 0, []
     for step, drawn in record:
         time += step
@@ -57,6 +68,7 @@ def test_both_ways_agree(record: list[tuple[int, object]], gap: int) -> None:
         scans.append((time, sighting(time, places, verdict=verdict, type=kind), np.array(status, dtype=np.uint8)))
     whole = group("g", NAMES, EDGES, [(seen, status) for _, seen, status in scans if seen is not None], gap)
     assert stepwise(scans, gap) == whole
+    assert stepwise(scans, gap, restarts) == whole
     assert len({incident.id for incident in whole}) == len(whole)
     flagged = [seen for _, seen, _ in scans if seen is not None]
     assert {incident.first_ns for incident in whole} <= {seen.time_ns for seen in flagged}
@@ -119,3 +131,21 @@ def test_scans_out_of_order_are_refused() -> None:
             grouper.update(time, None)
     with pytest.raises(CalibrationError, match="sighting of 7 given for the scan at 8"):
         grouper.update(8, sighting(7, {0: 1.0}))
+
+
+def test_a_standing_incident_stays_small() -> None:
+    grouper = Grouper("g", NAMES, EDGES, 5)
+    sizes = []
+    for time in range(1, 400):
+        grouper.update(time, sighting(time, {1: 2.0, 2: 1.0}))
+        sizes.append(len(json.dumps(grouper.as_state())))
+    assert grouper.open[0].scans == 399
+    assert sizes[-1] < sizes[20] + 50
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {"now": 1, "scans": 1, "live": [{"start": [1]}]}, {"now": "x", "scans": 1, "live": []}]
+)
+def test_a_state_that_is_none_is_refused(kept: dict[str, object]) -> None:
+    with pytest.raises(CalibrationError, match="not the state of a grouper"):
+        Grouper("g", NAMES, EDGES, 5).resume(kept)

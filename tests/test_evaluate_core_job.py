@@ -249,7 +249,7 @@ def test_parts_hold_what_they_promise(maker: PoolMaker) -> None:
 
 
 def test_training_never_composes_as_the_suite_does(maker: PoolMaker) -> None:
-    """What makes s2-composed unseen: uniform grammar and policy put other hard events beside an anomaly, never these."""
+    """What makes s2-composed unseen: grammar and policy put other hard events beside an anomaly."""
     from gg_ray.scenario.grammar import COMPANIONS, Stratum
     from gg_ray.selfplay.legal import PRIMITIVE_NAMES, masks_of
 

@@ -81,33 +81,82 @@ class Incident:
 
 _Flag = tuple[int, int]
 """(time, bus) of a flag."""
+_Runs = dict[tuple[str, str], list[list[int]]]
+"""(verdict, type) -> [first, last] numbers of consecutive scans that said so: a standing incident stays small."""
 
 
 @dataclass(slots=True)
 class _Open:
-    """Members of an incident so far."""
+    """An incident so far. What it holds grows with its buses and with changes of what is said, not with its length."""
 
     start: _Flag
     """Its first flag, which names it."""
-    seen: dict[int, Sighting]
-    """Sightings by time."""
+    runs: _Runs
+    first_ns: int
+    end: int
+    """Times of its first and last scan."""
+    onset_ns: int
+    peak: Sighting
+    """Its highest scan, the first of equals."""
+    p_value: float
     buses: dict[int, float]
     """Largest score of each bus."""
     last: dict[int, int]
     """Time of the last flag of each bus."""
 
+    @classmethod
+    def of(cls, sighting: Sighting, number: int, bus: int, score: float) -> _Open:
+        """One flag of scan number so many."""
+        now = sighting.time_ns
+        return cls(
+            start=(now, bus), runs={(sighting.verdict, sighting.type): [[number, number]]}, first_ns=now, end=now,
+            onset_ns=sighting.onset_ns, peak=sighting, p_value=sighting.p_value, buses={bus: score}, last={bus: now},
+        )  # fmt: skip
+
     def join(self, other: _Open) -> None:
-        """Take in another incident."""
+        """Take in another incident; a scan that both hold counts once."""
         self.start = min(self.start, other.start)
-        self.seen |= other.seen
+        self.first_ns, self.end = min(self.first_ns, other.first_ns), max(self.end, other.end)
+        self.onset_ns, self.p_value = min(self.onset_ns, other.onset_ns), min(self.p_value, other.p_value)
+        self.peak = min(self.peak, other.peak, key=lambda sighting: (-sighting.score, sighting.time_ns))
+        for said, runs in other.runs.items():
+            self.runs[said] = _union(self.runs.get(said, []), runs)
         for bus, score in other.buses.items():
             self.buses[bus] = max(score, self.buses.get(bus, score))
         for bus, time_ns in other.last.items():
             self.last[bus] = max(time_ns, self.last.get(bus, time_ns))
 
-    @property
-    def end(self) -> int:
-        return max(self.seen)
+    def as_state(self) -> dict[str, Any]:
+        """Plain values, as `from_state` reads them."""
+        return {
+            "start": list(self.start), "runs": [[*said, runs] for said, runs in self.runs.items()],
+            "first_ns": self.first_ns, "end": self.end, "onset_ns": self.onset_ns, "p_value": self.p_value,
+            "peak": {**asdict(self.peak), "places": list(self.peak.places.items())},
+            "buses": list(self.buses.items()), "last": list(self.last.items()),
+        }  # fmt: skip
+
+    @classmethod
+    def from_state(cls, kept: Mapping[str, Any]) -> _Open:
+        """What as_state gave, after a trip through JSON."""
+        peak = {**kept["peak"], "places": {int(bus): float(score) for bus, score in kept["peak"]["places"]}}
+        return cls(
+            start=(int(kept["start"][0]), int(kept["start"][1])),
+            runs={(verdict, kind): [list(run) for run in runs] for verdict, kind, runs in kept["runs"]},
+            first_ns=int(kept["first_ns"]), end=int(kept["end"]), onset_ns=int(kept["onset_ns"]), peak=Sighting(**peak),
+            p_value=float(kept["p_value"]), buses={int(bus): float(score) for bus, score in kept["buses"]},
+            last={int(bus): int(time_ns) for bus, time_ns in kept["last"]},
+        )  # fmt: skip
+
+
+def _union(some: list[list[int]], others: list[list[int]]) -> list[list[int]]:
+    """Runs of numbers in one or both of two sets of runs."""
+    out: list[list[int]] = []
+    for first, last in sorted([*some, *others]):
+        if out and first <= out[-1][1] + 1:
+            out[-1][1] = max(out[-1][1], last)
+        else:
+            out.append([first, last])
+    return out
 
 
 class Grouper:
@@ -122,6 +171,7 @@ class Grouper:
         self._edges = np.asarray(edges, dtype=np.int64)
         self._live: list[_Open] = []
         self._now: int | None = None
+        self._scans = 0
 
     def update(self, time_ns: int, sighting: Sighting | None, status_E: U8 | None = None) -> list[Incident]:
         """Take in one scan.
@@ -137,6 +187,7 @@ class Grouper:
         if sighting is not None and sighting.time_ns != time_ns:
             raise CalibrationError(f"{self.case}: sighting of {sighting.time_ns} given for the scan at {time_ns}")
         self._now = time_ns
+        self._scans += 1
         over = [live for live in self._live if time_ns - live.end > self.gap_ns]
         self._live = [live for live in self._live if time_ns - live.end <= self.gap_ns]
         if sighting is not None:
@@ -146,7 +197,7 @@ class Grouper:
 
     def _add(self, sighting: Sighting, bus: int, score: float, near: set[int] | None) -> None:
         now = sighting.time_ns
-        fresh = _Open((now, bus), {now: sighting}, {bus: score}, {bus: now})
+        fresh = _Open.of(sighting, self._scans, bus, score)
         rest = []
         for live in self._live:
             touched = any(
@@ -176,6 +227,19 @@ class Grouper:
     def _as_incident(self, live: _Open) -> Incident:
         return _incident(self.case, self.names, live)
 
+    def as_state(self) -> dict[str, Any]:
+        """Plain values from which `resume` goes on as if nothing had happened in between."""
+        return {"now": self._now, "scans": self._scans, "live": [live.as_state() for live in self._live]}
+
+    def resume(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a state.  Raises: CalibrationError for one that is none."""
+        try:
+            self._now = None if kept["now"] is None else int(kept["now"])
+            self._scans = int(kept["scans"])
+            self._live = [_Open.from_state(live) for live in kept["live"]]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise CalibrationError(f"{self.case}: not the state of a grouper ({error!r})") from None
+
 
 def group(
     case: str, names: Sequence[str], edges: I64, scans: Iterable[tuple[Sighting, U8 | None]], gap_ns: int = DEDUP_NS
@@ -192,6 +256,7 @@ def group(
     ]
     if not flags:
         return []
+    scan_of = {sighting.time_ns: number for number, (sighting, _) in enumerate(given)}
     time = np.array([flag[0].time_ns for flag in flags], dtype=np.int64)
     bus = np.array([flag[1] for flag in flags], dtype=np.int64)
     adjacency: dict[bytes, sparse.csr_array] = {}
@@ -211,12 +276,12 @@ def group(
     out = []
     for number in np.unique(part):
         members = [flags[k] for k in np.flatnonzero(part == number)]
-        buses: dict[int, float] = {}
-        for _, own, score, _ in members:
-            buses[own] = max(score, buses.get(own, score))
-        seen = {sighting.time_ns: sighting for sighting, *_ in members}
-        start = min((sighting.time_ns, own) for sighting, own, *_ in members)
-        out.append(_incident(case, names, _Open(start, seen, buses, {})))
+        whole, *rest = (
+            _Open.of(sighting, scan_of[sighting.time_ns], own, score) for sighting, own, score, _ in members
+        )
+        for live in rest:
+            whole.join(live)
+        out.append(_incident(case, names, whole))
     return sorted(out, key=lambda incident: (incident.first_ns, incident.id))
 
 
@@ -227,16 +292,19 @@ def _adjacency(edges: I64, status_E: U8 | None, buses: int) -> sparse.csr_array:
 
 
 def _incident(case: str, names: Sequence[str], live: _Open) -> Incident:
-    seen = [live.seen[time_ns] for time_ns in sorted(live.seen)]
-    peak = max(seen, key=lambda sighting: sighting.score)
-    verdicts, types = Counter(s.verdict for s in seen), Counter(s.type for s in seen if s.type != "none")
+    verdicts, types = Counter[str](), Counter[str]()
+    for (verdict, kind), runs in live.runs.items():
+        scans = sum(last - first + 1 for first, last in runs)
+        verdicts[verdict] += scans
+        types[kind] += scans if kind != "none" else 0
+    types = +types
     ranked = sorted((item for item in live.buses.items() if item[0] != ANYWHERE), key=lambda item: (-item[1], item[0]))
     return Incident(
-        id=f"{case}-{live.start[0]}-{live.start[1]}", case=case, onset_ns=min(s.onset_ns for s in seen),
-        first_ns=seen[0].time_ns, last_ns=seen[-1].time_ns, scans=len(seen),
+        id=f"{case}-{live.start[0]}-{live.start[1]}", case=case, onset_ns=live.onset_ns, first_ns=live.first_ns,
+        last_ns=live.end, scans=verdicts.total(),
         verdict=max(verdicts, key=lambda name: (verdicts[name], name == "implausible")),
         type=max(sorted(types), key=lambda name: types[name]) if types else "none",
-        peak_score=peak.score, p_value=min(s.p_value for s in seen),
-        places=tuple((names[bus], score) for bus, score in ranked[:TOP]), reasons=peak.reasons,
-        corrected=peak.corrected,
+        peak_score=live.peak.score, p_value=live.p_value,
+        places=tuple((names[bus], score) for bus, score in ranked[:TOP]), reasons=live.peak.reasons,
+        corrected=live.peak.corrected,
     )  # fmt: skip

@@ -29,6 +29,8 @@ POWER_FLOOR_PU = 0.01
 """Smallest standard deviation of a P or Q meter: 1 MW on a 100 MVA base."""
 ANGLE_SIGMA_RAD = np.deg2rad(0.1)
 PMU_SHARE = 0.15
+EXTERNAL_PLAN = -1
+"""Number of every plan that a sender describes and `draw_plan` did not draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,18 @@ def draw_plan(case: GridCase, plan_id: int, kappa: tuple[float, float], missing_
     return MeterPlan(
         case=case.name, plan_id=plan_id, kappa=share, channels=channels, index_of=index_of, sigma=sigma[channels],
         period=period[channels], phase=phase[channels], missing_rate=missing_rate, n_bus=n, n_branch=e,
+    )  # fmt: skip
+
+
+def external_plan(case: GridCase, channels: I64, sigma: F64) -> MeterPlan:
+    """Metering that a sender describes: [M] ascending layout positions and their standard deviations."""
+    layout = layout_of(case)
+    index_of = np.full(layout.size, -1, dtype=np.int64)
+    index_of[channels] = np.arange(channels.size)
+    ones = np.ones(channels.size, dtype=np.int64)
+    return MeterPlan(
+        case=case.name, plan_id=EXTERNAL_PLAN, kappa=channels.size / layout.size, channels=channels, index_of=index_of,
+        sigma=sigma, period=ones, phase=0 * ones, missing_rate=0.0, n_bus=case.n_bus, n_branch=case.n_branch,
     )  # fmt: skip
 
 

@@ -11,12 +11,13 @@ units.
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
 
 from gg_ray.grid import balance
-from gg_ray.grid.cases import GridCase
+from gg_ray.grid.cases import GridCase, load_case
 from gg_ray.grid.meters import measure
 from gg_ray.records import F64, I64, Bool
 
@@ -29,6 +30,8 @@ _RELATIVE_POWER = 4.0
 _SMALL_PU = 0.05
 _SMALL_RAD = 0.02
 _NOT_PU = 2.0
+_WIDE = 10.0
+"""Multiple of nominal that no unit's factor reaches (the least is 57.3 / 4, degrees)."""
 
 
 def wrong_unit(case: GridCase, channels: I64, z_TM: F64) -> str | None:
@@ -45,6 +48,22 @@ def wrong_unit(case: GridCase, channels: I64, z_TM: F64) -> str | None:
         nominal_M = np.abs(measure(case, case.v0[None], channels=channels)[0])
         found = _power(case, kind, typical_M, nominal_M) or _angle(kind, typical_M, nominal_M)
     return found or _far_too_large(case, kind, typical_M)
+
+
+@functools.lru_cache(maxsize=256)
+def usual_range(case: str, channels: bytes) -> tuple[F64, F64]:
+    """[M] bounds within which readings of these meters cannot be in a wrong unit: what `wrong_unit` need not look at.
+
+    Args: channels  bytes of the int64 positions, so that a stream of scans asks once
+    """
+    grid, at = load_case(case), np.frombuffer(channels, dtype=np.int64)
+    kind = np.where(at < 4 * grid.n_bus, at // grid.n_bus, 4)
+    nominal = np.abs(measure(grid, grid.v0[None], channels=at)[0])
+    power = np.where(nominal > _SMALL_PU, _WIDE * nominal, np.inf)
+    power = np.minimum(power, max(float(np.abs(grid.load_p).sum()), 1.0))
+    angle = np.where(nominal > _SMALL_RAD, _WIDE * nominal, np.pi)
+    high = np.where(kind == 0, (1.0 - _RELATIVE_KV) * _NOT_PU, np.where(kind == 3, angle, power))
+    return np.where(kind == 0, 1e-6, -high), high
 
 
 def _voltage(case: GridCase, channels: I64, kind: I64, typical_M: F64) -> str | None:

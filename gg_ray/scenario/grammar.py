@@ -143,8 +143,8 @@ def _table() -> dict[str, Primitive]:
 
 PRIMITIVES: dict[str, Primitive] = _table()
 COMPANIONS = ("gen_trip", "line_switch", "load_step_large")
-"""Real disturbances that may go on beside an anomaly in training. Without any, a network learns that one excludes the
-other; the remaining ones stay out of such programs, so that unseen compositions can be asked about (suite s2-composed)."""
+"""Real disturbances that may go on beside an anomaly in training: without any, a network learns that one excludes the
+other. The remaining ones stay out of such programs, so that s2-composed can ask about compositions never seen."""
 HIDDEN_FAULT = {"coordinated": "undeclared_line_outage", "coordinated_trip": "undeclared_gen_trip"}
 """What a masked fault hides: it may be played only where that fault's family may (selfplay.md, folds, rule 1)."""
 PRIMITIVE_NAMES: tuple[str, ...] = tuple(PRIMITIVES)
