@@ -33,7 +33,7 @@ from serve.operators import Operators
 from serve.pages import Files, SecurityHeaders
 from serve.problems import Problem, ProblemDetails, documented, handle_problems
 from serve.records import dump
-from serve.routes import Layout, Parts, json_answer, add_routes
+from serve.routes import Layout, Parts, add_routes, json_answer
 from serve.scoring import Scorer
 from serve.session import Session, Sessions, set_cookie
 from serve.settings import LiveSettings
@@ -132,7 +132,9 @@ def _pages(app: FastAPI, secured: bool) -> None:
 
     @app.get("/openapi.json", **hidden)
     async def openapi() -> Response:
-        return Response(dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"})
+        return Response(
+            dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"}
+        )
 
     @app.get("/docs", **hidden)
     async def docs(request: Request) -> Response:

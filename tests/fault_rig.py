@@ -76,6 +76,12 @@ class Rig:
         self.redis = redis.Redis.from_url(self.settings.redis_url)
         self.producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap, "linger.ms": 0})
         self.workers: list[Any] = []
+        self.sent: dict[int, int] = {}
+        """Newest offset of each partition."""
+
+    def _delivered(self, error: Any, message: Any) -> None:
+        assert error is None, error
+        self.sent[message.partition()] = message.offset()
 
     def worker(self, failpoint: str = "", member: str = "m0", name: str = "w", delay_s: float = 0.002) -> Any:
         """Start a consumer."""
@@ -98,22 +104,16 @@ class Rig:
     def send(self, messages: list[tuple[str, bytes]], apart_s: float = 0.0) -> None:
         """Put messages on the topic."""
         for grid, payload in messages:
-            self.producer.produce(self.settings.kafka.topics.readings, payload, key=grid.encode())
+            self.producer.produce(
+                self.settings.kafka.topics.readings, payload, key=grid.encode(), on_delivery=self._delivered
+            )
             self.producer.flush(10) if apart_s else self.producer.poll(0)
             time.sleep(apart_s)
         assert self.producer.flush(20) == 0
 
     def ends(self) -> dict[int, int]:
-        """High watermark of each partition."""
-        kafka = self.settings.kafka
-        reader = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "rig"})
-        try:
-            return {
-                p: reader.get_watermark_offsets(TopicPartition(kafka.topics.readings, p), timeout=10)[1]
-                for p in range(kafka.partitions)
-            }
-        finally:
-            reader.close()
+        """Offset after the last message of each partition."""
+        return {p: self.sent.get(p, -1) + 1 for p in range(self.settings.kafka.partitions)}
 
     def position(self, partition: int) -> dict[str, int]:
         """What the store has of a partition: position, incarnation, ts."""
@@ -143,15 +143,12 @@ class Rig:
     def dead(self) -> list[tuple[str, bytes]]:
         """Kind and bytes of every dead letter."""
         kafka = self.settings.kafka
-        reader = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "rig", "enable.auto.commit": False})
+        reader = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "rig", "enable.partition.eof": True})
         out = []
         try:
             for p in range(kafka.partitions):
-                tp = TopicPartition(kafka.topics.dead_letters, p, 0)
-                end = reader.get_watermark_offsets(tp, timeout=10)[1]
-                reader.assign([tp])
-                for _ in range(end):
-                    message = reader.poll(10)
+                reader.assign([TopicPartition(kafka.topics.dead_letters, p, 0)])
+                while (message := reader.poll(10)) is not None and message.error() is None:
                     out.append((dict(message.headers())["gg.error"].decode(), message.value()))
             return out
         finally:
@@ -198,6 +195,7 @@ def same_as_undisturbed(tested: Rig) -> None:
         replace(tested.settings, redis_url=tested.oracle_url, kafka=replace(kafka, group=f"{kafka.group}-quiet")),
         tested.oracle_url,
     )
+    quiet.sent = tested.sent
     ours, alarms, dead = tested.told(), tested.alarms(), tested.dead()
     quiet.worker(member="")
     try:
