@@ -132,7 +132,9 @@ def _pages(app: FastAPI, secured: bool) -> None:
 
     @app.get("/openapi.json", **hidden)
     async def openapi() -> Response:
-        return Response(dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"})
+        return Response(
+            dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"}
+        )
 
     @app.get("/docs", **hidden)
     async def docs(request: Request) -> Response:

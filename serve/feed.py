@@ -53,6 +53,7 @@ PAUSE_SCANS = 48
 _NEVER = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG, KafkaError.INVALID_RECORD)
 """What the broker says of a message that it will never take."""
 
+
 class FeedError(RuntimeError):
     """A feed that cannot start, or a scan that can never be sent."""
 

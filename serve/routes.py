@@ -213,6 +213,7 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
             raise Problem(503, f"no windows are judged: {reason}", headers={"Retry-After": "2"})
         return json_answer('{"ok":true}')
 
+
 async def _statuses(view: View) -> tuple[dict[str, list[dict[str, Any]]], bool]:
     try:
         return await view.statuses(), True
