@@ -44,7 +44,8 @@ def application(settings: LiveSettings, state_dir: str = "", replicas: int = 1) 
     @serve.ingress(build)
     class Edge:
         def __init__(self, verifier: Any, consumer: Any) -> None:
-            JUDGE.handle, self._consumer = verifier, consumer
+            JUDGE.arrive(verifier)
+            self._consumer = consumer
 
     return Edge.bind(verifier, ConsumerDeployment.bind(settings, verifier))
 

@@ -49,7 +49,7 @@ class LiveOptions:
     """simulate: which grid."""
     incidents: int = 5
     """simulate: anomalies a day."""
-    disturbances: int = 3
+    disturbances: int = 2
     """simulate: real disturbances a day."""
     speed: float = 60.0
     """simulate, replay: recorded seconds per second."""
@@ -178,7 +178,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
 
     from serve.app import make_app
     from serve.consumer import Runner
-    from serve.judges import ReplicaJudge
+    from serve.judges import ReplicaScorer
     from serve.layouts import layout_of
     from serve.scorers import LocalScorer
     from serve.verifier import Replica
@@ -187,7 +187,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
     replica.want({"registries": settings.registries, "budget": settings.budget})
     scorer = LocalScorer(replica)
     runner = Runner(settings, scorer, "consumer-0")
-    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaJudge(replica), layout_of)
+    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaScorer(replica), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, settings.http.host, settings.http.port, log_level="warning"))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # this process has its own
     thread = threading.Thread(target=server.run, name="http", daemon=True)

@@ -92,6 +92,7 @@ class Origins:
             self._client = Consumer({
                 **self._settings.kafka.client(), "group.id": f"{self._settings.kafka.group}-origins",
                 "enable.auto.commit": False, "auto.offset.reset": "error", "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
             })  # fmt: skip
         return self._client
 

@@ -21,7 +21,6 @@ from serve import keys
 from serve.app import make_app
 from serve.auth import add_key
 from serve.records import dump, iso_ms
-from serve.scoring import ModelRecord
 from serve.settings import HttpSettings, LiveSettings
 
 BASE = "http://127.0.0.1:8000"
@@ -68,8 +67,8 @@ class Judge:
             for w, _ in windows
         ]  # fmt: skip
 
-    async def models(self) -> list[ModelRecord]:
-        return [{"grid": "*", "model": "judge/v1", "challenger": None, "digest": "00"}]
+    async def models(self) -> list[dict[str, Any]]:
+        return [{"name": "judge", "version": "judge/v1", "digest": "00", "grids": "networks", "role": "champion"}]
 
     async def ready(self) -> str | None:
         return self.waiting
@@ -85,7 +84,9 @@ def fill(redis: Redis) -> None:
         redis.xadd(keys.verdicts("north"), {"json": dump({**VERDICT, "time_ms": T0_MS + i})}, id=f"{i + 1}-0")
     redis.set(keys.map_of("north"), dump(MAP))
     put_alarm(redis, "north-1-4", T0_MS)
-    redis.set(keys.status("consumer", "c0"), dump({"lag_s": 0.25, "paused": False, "dead_letters": {"poison": 2}}), ex=30)
+    redis.set(
+        keys.status("consumer", "c0"), dump({"lag_s": 0.25, "paused": False, "dead_letters": {"poison": 2}}), ex=30
+    )
 
 
 def put_alarm(redis: Redis, incident: str, last_ms: int, **changes: Any) -> None:

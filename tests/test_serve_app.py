@@ -123,7 +123,9 @@ def test_a_key_does_what_its_scopes_say(redis: Redis, socket_file: Path, tmp_pat
         async with edge(socket_file, keys_file=path) as (client, _):
             for method, address, body, owner in asks:
                 for name, key in made.items():
-                    answer = await client.request(method, address, json=body, headers={"Authorization": f"Bearer {key}"})
+                    answer = await client.request(
+                        method, address, json=body, headers={"Authorization": f"Bearer {key}"}
+                    )
                     assert answer.status_code == (200 if name in (owner, "a") else 403), (address, name)
             revoke_key(path, "r")
             assert (await client.get("/v1/grids", headers={"X-API-Key": made["r"]})).status_code == 401
@@ -236,10 +238,9 @@ def test_an_unexpected_error_tells_nothing_but_its_trace(redis: Redis, socket_fi
         assert secret not in everything
 
 
-def test_without_redis_reads_are_503_and_the_process_is_alive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_redis_reads_are_503_and_the_process_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.view.ANSWERS_S", 0.1)
+
     async def story() -> None:
         async with edge(tmp_path / "absent.sock") as (client, _):
             for address in ("/v1/grids", "/readyz", "/v1/alarms"):

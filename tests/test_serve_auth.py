@@ -49,7 +49,13 @@ def test_a_key_is_found_right_or_wrong_and_revoked_at_once(tmp_path: Path) -> No
         bob = await ring.verify(made["bob"])
         assert bob is not None
         assert bob.may("score")
-        for wrong in (made["ann"] + "x", made["ann"].replace("gg_", "gg-"), "", "gg_" + "0" * 12 + "_" + "a" * 43, "é" * 300):
+        for wrong in (
+            made["ann"] + "x",
+            made["ann"].replace("gg_", "gg-"),
+            "",
+            "gg_" + "0" * 12 + "_" + "a" * 43,
+            "é" * 300,
+        ):
             assert await ring.verify(wrong) is None
             assert ring.remembered(wrong) is None
         mixed = made["ann"][:16] + made["bob"][16:]
@@ -92,7 +98,16 @@ def test_a_session_ends_by_time_with_its_key_and_when_altered(tmp_path: Path) ->
         assert sessions.read(cookie) == opened
         assert Sessions(KeyRing(path), lambda: now[0]).read(cookie) == opened, "another replica takes it"
         payload, _, signature = cookie.partition(".")
-        for altered in ("", ".", "x", payload, f"{payload}.", f"{payload}x.{signature}", f"{payload}.{opened.csrf}", "é.é"):
+        for altered in (
+            "",
+            ".",
+            "x",
+            payload,
+            f"{payload}.",
+            f"{payload}x.{signature}",
+            f"{payload}.{opened.csrf}",
+            "é.é",
+        ):
             assert sessions.read(altered) is None
         now[0] += LASTS_S + 1
         assert sessions.read(cookie) is None

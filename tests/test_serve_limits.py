@@ -72,7 +72,9 @@ def test_each_key_has_a_rate_of_its_own_and_probes_none(tmp_path: Path) -> None:
 
     async def story() -> None:
         async with edge(NOWHERE, keys_file=path, rate_per_s=0.01, burst=2) as (client, _):
-            asked = [await client.post("/v1/score", json=SCORE_EXAMPLE, headers={"X-API-Key": made["a"]}) for _ in range(3)]
+            asked = [
+                await client.post("/v1/score", json=SCORE_EXAMPLE, headers={"X-API-Key": made["a"]}) for _ in range(3)
+            ]
             assert [answer.status_code for answer in asked] == [200, 200, 429]
             assert 50 < int(asked[-1].headers["retry-after"]) <= 100
             other = await client.post("/v1/score", json=SCORE_EXAMPLE, headers={"X-API-Key": made["b"]})
@@ -138,4 +140,3 @@ def test_more_at_once_than_allowed_wait_outside() -> None:
             assert (await client.get("/v1/models")).status_code == 200
 
     asyncio.run(story())
-

@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from gg_ray.grid.cases import load_case
-from gg_ray.registry import Registry
-from gg_ray.score import SHIPPED
 from gg_ray.windows_io import WindowFileError, windows_of
 from serve.examples import SCORE_EXAMPLE
 from serve.limits import ARROW_TYPES
 from serve.problems import Problem
 from serve.score_body import strict_json, windows_from
-from serve.scoring import LocalScorer
+from serve.models import Models
+from serve.scoring import ModelsScorer
 from serve.settings import HttpSettings
 
 STREAM, FILE = ARROW_TYPES
@@ -100,7 +99,10 @@ def test_what_is_json_is_taken_as_it_is(value: Any) -> None:
     assert strict_json(json.dumps(value).encode(), 100) == value
 
 
-@given(field=st.sampled_from([*SCORE_EXAMPLE, "age", "status", "tap", "x_scale", "moves", "buses", "topology"]), value=json_values)
+@given(
+    field=st.sampled_from([*SCORE_EXAMPLE, "age", "status", "tap", "x_scale", "moves", "buses", "topology"]),
+    value=json_values,
+)
 def test_no_value_of_a_field_is_an_unexpected_error(field: str, value: Any) -> None:
     try:
         windows_from(example(**{field: value}), "application/json", LIMITS)
@@ -192,7 +194,9 @@ def test_arrow_types_that_let_few_bytes_be_many_are_refused() -> None:
 
 @given(data=st.data())
 def test_damaged_arrow_is_refused_or_read_but_never_an_unexpected_error(data: st.DataObject) -> None:
-    whole = bytearray(arrow(pa.Table.from_pylist([SCORE_EXAMPLE]), compression=data.draw(st.sampled_from([None, "zstd"]))))
+    whole = bytearray(
+        arrow(pa.Table.from_pylist([SCORE_EXAMPLE]), compression=data.draw(st.sampled_from([None, "zstd"])))
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -206,7 +210,7 @@ def test_damaged_arrow_is_refused_or_read_but_never_an_unexpected_error(data: st
 
 def test_answers_are_those_of_the_model_and_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.view.ANSWERS_S", 0.05)
-    scorer = LocalScorer(Registry(SHIPPED / "registry"))
+    scorer = ModelsScorer(Models.load(()))
     silent = {**SCORE_EXAMPLE, "z": [None] * (14 * 16)}
     short = {**SCORE_EXAMPLE, "z": SCORE_EXAMPLE["z"][:14]}
 
@@ -217,7 +221,7 @@ def test_answers_are_those_of_the_model_and_name_it(tmp_path: Path, monkeypatch:
             first, second = answer.json()["verdicts"]
             [own] = scorer.judge(windows_of(SCORE_EXAMPLE, "here"))
             assert (first["verdict"], first["p_implausible"]) == (own.verdict, own.p_implausible)
-            assert first["model"] == second["model"] == "verifier/v2"
+            assert first["model"] == second["model"] == "shipped/v2"
             assert first["time"] == "2023-11-14T22:28:20.000Z"
             assert second["verdict"] == "cannot tell"
             assert second["p_value"] is None
@@ -225,8 +229,9 @@ def test_answers_are_those_of_the_model_and_name_it(tmp_path: Path, monkeypatch:
             refused = await client.post("/v1/score", json=short)
             assert (refused.status_code, refused.json()["title"]) == (422, "Unprocessable Entity"), refused.text
             assert await scorer.ready() is None
-            [model] = (await client.get("/v1/models")).json()["models"]
-            assert (model["model"], len(model["digest"])) == ("verifier/v2", 64)
+            models = (await client.get("/v1/models")).json()["models"]
+            assert first["model"] in {model["name"] for model in models}
+            assert {model["role"] for model in models} == {"champion"}
 
     asyncio.run(story())
     assert load_case("case14").n_bus == 14
