@@ -319,6 +319,44 @@ def feed(args: Sequence[str]) -> int:
     return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared(), kafka)
 
 
+def live(args: Sequence[str]) -> int:
+    """`gg-ray live`: broker, store, feed, consumer, Verifier and page on this machine."""
+    from serve.live import LiveOptions, live_command
+
+    return live_command(parse(LiveOptions, args, prog="gg-ray live"), os.environ)
+
+
+def serve(args: Sequence[str]) -> int:
+    """`gg-ray serve`: consumer, Verifier and page against a broker and a Redis that run."""
+    from serve.serve_options import ServeOptions
+
+    options = parse(ServeOptions, args, prog="gg-ray serve")
+    from serve.live import serve_command
+
+    return serve_command(options, os.environ)
+
+
+def keys(args: Sequence[str]) -> int:
+    """`gg-ray keys add|list|revoke`."""
+    from serve.serve_options import KeysOptions
+
+    options = parse(KeysOptions, args, prog="gg-ray keys")
+    from serve.keys_command import keys_command
+
+    return keys_command(options.action, options.file, options.name, options.scope)
+
+
+def dead_letters(args: Sequence[str]) -> int:
+    """`gg-ray dead-letters list|replay`."""
+    from serve.serve_options import DeadLettersOptions
+
+    options = parse(DeadLettersOptions, args, prog="gg-ray dead-letters")
+    from serve.dead_letters_command import dead_letters as command
+    from serve.settings import kafka_from
+
+    return command(options, kafka_from(os.environ, options.bootstrap))
+
+
 def _shared() -> AbstractAsyncContextManager[Any]:
     """An elexon.sources.Shared: in the Redis of REDIS_URL where it is set, else nothing beyond this process."""
     if url := os.environ.get("REDIS_URL"):
@@ -423,6 +461,10 @@ COMMANDS: dict[str, Command] = {
     "status": Command("state of a run from its files", status),
     "data": Command("GB histories: fetch, sync, check", data),
     "feed": Command("scans as they come, from a record or simulated, as JSON lines or into Kafka", feed),
+    "live": Command("the whole live path on this machine: broker, store, feed, Verifier, page", live),
+    "serve": Command("consumer, Verifier and page against a broker and a Redis that run", serve),
+    "keys": Command("API keys of the HTTP edge: add, list, revoke", keys),
+    "dead-letters": Command("messages that could not be read: list, replay", dead_letters),
     "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }

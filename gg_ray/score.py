@@ -135,15 +135,16 @@ def verdicts(
 
 def judge(
     network: Network, calibration: Calibration, windows: Sequence[tuple[Window, MeterPlan]], model: str,
-    heard: Heard = HEARD, limits: Mapping[str, float] | None = None,
+    heard: Heard = HEARD, limits: Mapping[str, float] | None = None, featurizer: Featurizer | None = None,
 ) -> Iterator[Judged]:  # fmt: skip
     """Windows judged in order, neighbours of one grid and metering in one pass.
 
-    Args:   limits  thresholds of implausible windows by grid, in place of the calibration's
+    Args:   limits      thresholds of implausible windows by grid, in place of the calibration's
+            featurizer  of calls before, whose factors are used again; one of this call where there is none
     Raises: WindowFileError for a window that the network does not take (its length) or of a grid that is not the one
             that the model was calibrated on, by number.
     """
-    featurizer = Featurizer(isinstance(network, Verifier) and network.config.jacobian)
+    featurizer = featurizer or Featurizer(isinstance(network, Verifier) and network.config.jacobian)
     alike: list[tuple[int, Window, MeterPlan]] = []
 
     def judged() -> list[Judged]:

@@ -42,7 +42,7 @@ def write_windows(path: Path, windows: Sequence[tuple[Window, MeterPlan]]) -> Pa
     """Write windows with their meters; the suffix (.parquet, .arrow, .json) picks the form."""
     if path.suffix not in (".parquet", ".arrow", ".json"):
         raise WindowFileError(f"{path.name}: unknown suffix {path.suffix!r}; use .parquet, .arrow or .json")
-    rows = [_row(window, plan) for window, plan in windows]
+    rows = [row_of(window, plan) for window, plan in windows]
     if path.suffix == ".json":
         return write_atomic(path, json.dumps(rows, allow_nan=False))
     table, sink = pa.Table.from_pylist(rows), io.BytesIO()
@@ -54,7 +54,8 @@ def write_windows(path: Path, windows: Sequence[tuple[Window, MeterPlan]]) -> Pa
     return write_atomic(path, sink.getvalue())
 
 
-def _row(window: Window, plan: MeterPlan) -> dict[str, Any]:
+def row_of(window: Window, plan: MeterPlan) -> dict[str, Any]:
+    """A window as the row of a file, everything said."""
     return {
         "case": window.case, "topology": load_case(window.case).topology(),
         "t0_ns": int(window.t0_ns), "step_s": float(window.step_s),

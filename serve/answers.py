@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from gg_ray.records import Verdict
 from serve import records
-from serve.scoring import ModelRecord
 
 
 def model_of(record: type, **more: Any) -> type[BaseModel]:
@@ -28,7 +27,6 @@ VerdictModel = model_of(records.VerdictRecord)
 MarkModel = model_of(records.OperatorMark)
 MapModel = model_of(records.MapRecord)
 AlarmModel = model_of(records.AlarmRecord, ack=(MarkModel | None, ...), shelve=(MarkModel | None, ...))
-ModelModel = model_of(ModelRecord)
 ScoredModel = create_model(
     "Scored", __base__=model_of(Verdict), time=(str, ...), time_ms=(int, Field(description="of the last scan"))
 )
@@ -100,8 +98,21 @@ class Scores(BaseModel):
     verdicts: list[ScoredModel]  # type: ignore[valid-type]
 
 
+class Model(BaseModel):
+    """One model at work; a challenger says more of itself."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    version: str
+    digest: str
+    """sha256 of the weights."""
+    grids: str
+    role: str
+    """champion or challenger."""
+
+
 class Models(BaseModel):
-    models: list[ModelModel]  # type: ignore[valid-type]
+    models: list[Model]
 
 
 class Status(BaseModel):

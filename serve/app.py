@@ -33,7 +33,7 @@ from serve.operators import Operators
 from serve.pages import Files, SecurityHeaders
 from serve.problems import Problem, ProblemDetails, documented, handle_problems
 from serve.records import dump
-from serve.routes import Layout, Parts, json_answer, make_router
+from serve.routes import Layout, Parts, add_routes, json_answer
 from serve.scoring import Scorer
 from serve.session import Session, Sessions, set_cookie
 from serve.settings import LiveSettings
@@ -64,12 +64,12 @@ def make_app(settings: LiveSettings, redis: Redis, scorer: Scorer, layout: Layou
     )  # fmt: skip
     app.state.hub = hub
     handle_problems(app)
-    app.include_router(make_router(Parts(
+    add_routes(app, Parts(
         settings=settings.http, view=view, operators=Operators(redis, view), scorer=scorer, hub=hub, metrics=metrics,
         ring=ring, layout=layout,
-    )))  # fmt: skip
+    ))  # fmt: skip
     _sessions(app, ring, sessions)
-    _pages(app)
+    _pages(app, ring.required)
     app.add_middleware(Limits, settings=settings.http)
     app.add_middleware(Identify, ring=ring, sessions=sessions)
     app.add_middleware(SecurityHeaders)
@@ -85,18 +85,18 @@ def _sessions(app: FastAPI, ring: KeyRing, sessions: Sessions) -> None:
         """Who this page is for the server, and the token of its POSTs."""
         return json_answer(_told(ring, caller, caller.session))
 
-    @app.post("/login", tags=["session"], responses={**shape, **documented(400, 401, 403, 413, 415, 422, 429)})
+    @app.post("/login", tags=["session"], responses={**shape, **documented(401, 403, 408, 409, 413, 422, 429, 503)})
     async def login(request: Request, caller: Annotated[Caller, require(None)], body: answers.Login) -> Response:
         """Open a session with a key; it ends with the key, at logout, or after twelve hours."""
         if not ring.required:
-            raise Problem(400, "no keys are configured: there is nothing to sign in to")
+            raise Problem(409, "no keys are configured: there is nothing to sign in to")
         principal = await request.scope["gg.verify"](body.key, caller.address)
         value, opened = sessions.open(principal)
         answer = json_answer(_told(ring, Caller(principal, "session", caller.address), opened))
         answer.headers["Set-Cookie"] = set_cookie(value, _is_tls(request))
         return answer
 
-    @app.post("/logout", tags=["session"], responses={**shape, **documented(401, 403, 413, 429)})
+    @app.post("/logout", tags=["session"], responses={**shape, **documented(401, 403, 408, 413, 429, 503)})
     async def logout(request: Request, caller: Annotated[Caller, require(None)]) -> Response:
         """End the page's session."""
         answer = json_answer(_told(ring, Caller(None, "nothing", caller.address), None))
@@ -117,7 +117,7 @@ def _is_tls(request: Request) -> bool:
     return "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
 
 
-def _pages(app: FastAPI) -> None:
+def _pages(app: FastAPI, secured: bool) -> None:
     files, hidden = Files(), {"include_in_schema": False}
 
     @app.get("/", **hidden)
@@ -132,14 +132,16 @@ def _pages(app: FastAPI) -> None:
 
     @app.get("/openapi.json", **hidden)
     async def openapi() -> Response:
-        return Response(dump(_openapi(app)), media_type="application/json", headers={"Cache-Control": "no-cache"})
+        return Response(
+            dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"}
+        )
 
     @app.get("/docs", **hidden)
     async def docs(request: Request) -> Response:
-        return HTMLResponse(page(_openapi(app), str(request.base_url).rstrip("/")))
+        return HTMLResponse(page(_openapi(app, secured), str(request.base_url).rstrip("/")))
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, secured: bool) -> dict[str, Any]:
     """FastAPI's document with the shapes that it cannot know: bodies it does not parse, problems."""
     if app.openapi_schema is None:
         api = app.openapi()
@@ -153,6 +155,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         }
         for unused in ("HTTPValidationError", "ValidationError"):
             shapes.pop(unused, None)
+        if not secured:  # nothing is asked for here, and a document that asks would be no truth
+            api["components"].pop("securitySchemes", None)
+            for way in api["paths"].values():
+                for operation in way.values():
+                    operation.pop("security", None)
     return dict(app.openapi())
 
 

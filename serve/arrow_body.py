@@ -49,16 +49,15 @@ def rows_of_arrow(body: bytes, max_rows: int, max_bytes: int) -> list[dict[str, 
 def _measured(data: bytes, max_bytes: int) -> int:
     """Rows of all batches.  Raises: Problem 422 for more bytes than allowed once decompressed, or for a dictionary."""
     rows, total = 0, 0
-    with ipc.MessageReader.open_stream(pa.py_buffer(data)) as messages:
-        for message in messages:
-            if message.type == "schema":
-                continue
-            if message.type != "record batch":
-                raise Problem(422, f"body: Arrow messages of type {message.type} are not taken; {_WAY_OUT}")
-            n, size = _batch(message.metadata.to_pybytes(), message.body.to_pybytes() if message.body else b"")
-            rows, total = rows + n, total + size
-            if total > max_bytes:
-                raise Problem(422, f"body: more than {max_bytes} bytes once decompressed; send fewer windows at once")
+    for message in ipc.MessageReader.open_stream(pa.py_buffer(data)):
+        if message.type == "schema":
+            continue
+        if message.type != "record batch":
+            raise Problem(422, f"body: Arrow messages of type {message.type} are not taken; {_WAY_OUT}")
+        n, size = _batch(message.metadata.to_pybytes(), message.body.to_pybytes() if message.body else b"")
+        rows, total = rows + n, total + size
+        if total > max_bytes:
+            raise Problem(422, f"body: more than {max_bytes} bytes once decompressed; send fewer windows at once")
     return rows
 
 

@@ -108,7 +108,7 @@ class Hub:
 
     async def _read(self) -> None:
         failing = False
-        while True:
+        while not self.closed:  # a client of Redis may take a cancellation for a broken connection and go on
             try:
                 if not self.known.is_set():
                     self.position = await self._view.position()
@@ -136,7 +136,7 @@ class Hub:
 
     async def _ask(self) -> None:
         """Statuses of the parts, once for all pages; nobody is asked while no page is connected."""
-        while True:
+        while not self.closed:
             if self.clients:
                 try:
                     told = await self._view.statuses()

@@ -84,9 +84,10 @@ class ScanLoop:
         self._fresh: list[TopicPartition] = []
         self._told_at = self._committed_at = 0.0
         self.turned_at = time.monotonic()
+        # not idempotent: after the loss of a broker's memory such a producer waits for ever, and a copy twice does no harm
         self.producer = Producer({
-            **settings.kafka.client(), "enable.idempotence": True, "acks": "all", "linger.ms": 2,
-            "compression.type": "lz4",
+            **settings.kafka.client(), "acks": "all", "linger.ms": 2, "compression.type": "lz4",
+            "message.timeout.ms": 30_000,
         })  # fmt: skip
         self._dead = DeadLetters(self.producer, self.topics.dead_letters)
         member = {"group.instance.id": self.config.static_member} if self.config.static_member else {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,10 +34,13 @@ from gg_ray.grid.ybus import branch_admittance, branch_flows
 from gg_ray.records import CANNOT_TELL, Verdict, Window
 from gg_ray.registry import Registry, RegistryError
 from gg_ray.score import HEARD, SHIPPED, TOP, Judged, judge, load_model
+from gg_ray.verifier.features import Featurizer
 from gg_ray.verifier.model import Verifier
 from serve.asks import Ask, Scored, Shown
 
 LOG = logging.getLogger(__name__)
+METERINGS = 8
+"""Meterings whose factors a model keeps: strangers name any, and those of a large grid take much memory."""
 GOLDEN_CASE, GOLDEN_SCANS = "case14", 16
 
 
@@ -50,6 +54,9 @@ class Model:
     digest: str
     run: str
     limits: Mapping[str, float] = field(default_factory=dict)
+    featurizer: Featurizer = field(default_factory=Featurizer, repr=False)
+    """Keeps the factors of the last meterings: making them costs as much as judging a window (docs/adr/0023)."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def national(self) -> bool:
@@ -67,7 +74,10 @@ class Model:
 
     def judged(self, windows: Sequence[tuple[Window, Any]]) -> list[Judged]:
         """Windows as judged; raises what gg_ray.score.judge raises."""
-        return list(judge(self.network, self.calibration, windows, self.name, HEARD, self.limits))
+        with self.lock:
+            return list(
+                judge(self.network, self.calibration, windows, self.name, HEARD, self.limits, self.featurizer)
+            )  # fmt: skip
 
 
 def load(registry: Registry, reference: str, budget: float = 0.0) -> Model:
@@ -83,7 +93,8 @@ def load(registry: Registry, reference: str, budget: float = 0.0) -> Model:
         except CalibrationError as error:
             LOG.warning("%s: %s keeps the threshold of its registration: %s", version.id, case, error)
     digest = str(version.manifest["files"]["model.safetensors"]["sha256"])[:16]
-    model = Model(network, calibration, version.id, digest, registry.root.parent.name, limits)
+    featurizer = Featurizer(network.config.jacobian, METERINGS)
+    model = Model(network, calibration, version.id, digest, registry.root.parent.name, limits, featurizer)
     trial(model)
     return model
 
@@ -216,8 +227,16 @@ class Models:
         return judged
 
     def verdicts(self, windows: Sequence[tuple[Window, Any]]) -> list[Verdict]:
-        """Verdicts of windows from HTTP.  Raises: RegistryError, WindowFileError"""
-        return [self.of(window.case).judged([(window, plan)])[0].verdict for window, plan in windows]
+        """Verdicts of windows from HTTP, in order.  Raises: RegistryError, WindowFileError"""
+        by_model: dict[str, tuple[Model, list[int]]] = {}
+        for i, (window, _) in enumerate(windows):
+            model = self.of(window.case)
+            by_model.setdefault(model.name, (model, []))[1].append(i)
+        out: dict[int, Verdict] = {}
+        for model, mine in by_model.values():
+            judged = model.judged([windows[i] for i in mine])
+            out |= {i: one.verdict for i, one in zip(mine, judged, strict=True)}
+        return [out[i] for i in range(len(windows))]
 
     def about(self) -> list[dict[str, Any]]:
         """What GET /v1/models says."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request
+from fastapi import Body, FastAPI, Header, Path, Query, Request
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
@@ -67,12 +67,11 @@ def scored(verdict: Verdict) -> dict[str, Any]:
     return {**told, "time": iso_ms(verdict.time_ns), "time_ms": verdict.time_ns // 10**6}
 
 
-def make_router(parts: Parts) -> APIRouter:
+def add_routes(app: FastAPI, parts: Parts) -> None:
     """All routes but sessions, pages and documents."""
-    router = APIRouter()
     view = parts.view
 
-    @router.post(
+    @app.post(
         "/v1/score", dependencies=[require("score")], tags=["score"],
         responses={200: {"model": answers.Scores}, **documented(400, 401, 403, 408, 413, 415, 422, 429, 503)},
         openapi_extra={"requestBody": {"required": True, "content": {
@@ -89,7 +88,7 @@ def make_router(parts: Parts) -> APIRouter:
             parts.metrics.windows.labels(one.verdict).inc()
         return json_answer(dump({"verdicts": [scored(one) for one in found]}))
 
-    @router.get("/v1/grids", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/grids", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.Grids}, **_READ})  # fmt: skip
     async def grids() -> Response:
         """Grids that have reported, with the newest verdict of each."""
@@ -103,7 +102,7 @@ def make_router(parts: Parts) -> APIRouter:
             for (grid, about), verdict, size in zip(held.items(), newest, sizes, strict=True)
         ]}))  # fmt: skip
 
-    @router.get("/v1/grids/{grid}", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/grids/{grid}", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.Layout}, **documented(404), **_READ})  # fmt: skip
     async def layout(grid: GridName) -> Response:
         """Where to draw the buses and branches of a grid."""
@@ -116,13 +115,13 @@ def make_router(parts: Parts) -> APIRouter:
             raise Problem(404, f"{grid}: {error}") from None
         return json_answer(dump({"grid": grid, **drawn}))
 
-    @router.get("/v1/grids/{grid}/map", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/grids/{grid}/map", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.MapModel}, **documented(404), **_READ})  # fmt: skip
     async def map_of(grid: GridName) -> Response:
         """Newest scores, voltages and flows, in the order of the layout."""
         return json_answer(await view.map(grid))
 
-    @router.get("/v1/grids/{grid}/verdicts", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/grids/{grid}/verdicts", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.History}, **documented(404), **_READ})  # fmt: skip
     async def history(
         grid: GridName,
@@ -134,7 +133,7 @@ def make_router(parts: Parts) -> APIRouter:
         ids = dump([entry for entry, _ in found])
         return json_answer(f'{{"verdicts":[{",".join(text for _, text in found)}],"ids":{ids}}}')
 
-    @router.get("/v1/alarms", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/alarms", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.Alarms}, **_READ})  # fmt: skip
     async def alarms(
         state: Literal["open", "closed", "all"] = "all",
@@ -144,13 +143,13 @@ def make_router(parts: Parts) -> APIRouter:
         """Incidents with the operators' marks, newest first."""
         return json_answer(dump({"alarms": await view.alarms(state, grid, limit)}))
 
-    @router.get("/v1/alarms/{id}", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/alarms/{id}", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.AlarmModel}, **documented(404), **_READ})  # fmt: skip
     async def alarm(id: Incident) -> Response:
         """One incident."""
         return json_answer(dump(await view.alarm(id)))
 
-    @router.post("/v1/alarms/{id}/{action}", tags=["operate"],
+    @app.post("/v1/alarms/{id}/{action}", tags=["operate"],
                  responses={200: {"model": answers.AlarmModel}, **documented(404, 413), **_READ})  # fmt: skip
     async def act(
         id: Incident,
@@ -162,7 +161,7 @@ def make_router(parts: Parts) -> APIRouter:
         assert caller.principal is not None
         return json_answer(dump(await parts.operators.act(action, id, caller.principal.name, body.note, body.minutes)))
 
-    @router.get("/v1/stream", dependencies=[require("read")], tags=["read"], response_class=Response,
+    @app.get("/v1/stream", dependencies=[require("read")], tags=["read"], response_class=Response,
                 responses={200: {"description": "Server-sent events", "content": {"text/event-stream": {
                     "schema": {"type": "string"}}}}, **_READ})  # fmt: skip
     async def stream(
@@ -173,20 +172,20 @@ def make_router(parts: Parts) -> APIRouter:
         """Events as they come in, or from the one after an id (Last-Event-ID, or `last` where headers cannot be set)."""
         return EventStream(parts.hub, parts.metrics, last_event_id or last, grid)
 
-    @router.get("/v1/status", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/status", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.Status}, **_READ})  # fmt: skip
     async def status() -> Response:
         """What consumers, verifiers and feeds said of themselves in the last half minute."""
         told, alive = await _statuses(view)
         return json_answer(dump({**{KINDS[kind]: of for kind, of in told.items()}, "redis": alive}))
 
-    @router.get("/v1/models", dependencies=[require("read")], tags=["read"],
+    @app.get("/v1/models", dependencies=[require("read")], tags=["read"],
                 responses={200: {"model": answers.Models}, **_READ})  # fmt: skip
     async def models() -> Response:
         """What judges which grid."""
         return json_answer(dump({"models": await parts.scorer.models()}))
 
-    @router.get("/metrics", dependencies=[require("read")], tags=["operations"], response_class=Response,
+    @app.get("/metrics", dependencies=[require("read")], tags=["operations"], response_class=Response,
                 responses={200: {"description": "Prometheus text", "content": {"text/plain": {
                     "schema": {"type": "string"}}}}, **_READ})  # fmt: skip
     async def metrics() -> Response:
@@ -194,12 +193,12 @@ def make_router(parts: Parts) -> APIRouter:
         told, _ = await _statuses(view)
         return Response(exposition(parts.metrics, told), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @router.get("/healthz", tags=["operations"], responses={200: {"model": answers.Health}})
+    @app.get("/healthz", tags=["operations"], responses={200: {"model": answers.Health}})
     async def healthz() -> Response:
         """This process answers."""
         return json_answer('{"ok":true}')
 
-    @router.get("/readyz", tags=["operations"], responses={200: {"model": answers.Health}, **documented(503)})
+    @app.get("/readyz", tags=["operations"], responses={200: {"model": answers.Health}, **documented(503)})
     async def readyz() -> Response:
         """Windows are judged and the store answers."""
         if parts.hub.closed:
@@ -213,8 +212,6 @@ def make_router(parts: Parts) -> APIRouter:
         if reason is not None:
             raise Problem(503, f"no windows are judged: {reason}", headers={"Retry-After": "2"})
         return json_answer('{"ok":true}')
-
-    return router
 
 
 async def _statuses(view: View) -> tuple[dict[str, list[dict[str, Any]]], bool]:

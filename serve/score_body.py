@@ -28,7 +28,7 @@ MAX_MOVES = 256
 """Tap moves of a window: each may be a topology of its own to the estimator."""
 _INFLATED = 4
 """Bytes that a compressed Arrow body may become, as a multiple of http.max_arrow_body."""
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_TOKEN = re.compile(rb'[^"\[\]{}]*+("(?:[^"\\]|\\.)*+"?|[\[\]{}])', re.DOTALL)
 
 
 def windows_from(body: bytes, content_type: str, limits: HttpSettings) -> list[tuple[Window, MeterPlan]]:
@@ -60,7 +60,7 @@ def strict_json(body: bytes, max_depth: int) -> Any:
     """
     depth = 0
     for token in _TOKEN.finditer(body):  # before parsing: the parser recurses
-        first = token.group()[:1]
+        first = token.group(1)[:1]
         depth += first in b"[{"
         depth -= first in b"]}"
         if depth > max_depth:

@@ -180,13 +180,17 @@ class Replica:
         models = self.models
         if models is None:
             raise RegistryError("no models yet")
+        self._answered += len(windows)
+        try:
+            return list(models.verdicts(windows))
+        except (ValueError, RegistryError):  # one of them; which one, each says by itself
+            pass
         out: list[Verdict | str] = []
         for one in windows:
             try:
                 out += models.verdicts([one])
             except (ValueError, RegistryError) as error:
                 out.append(str(error))
-        self._answered += len(windows)
         return out
 
     def check(self) -> None:

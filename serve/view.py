@@ -8,20 +8,27 @@ Records are text of our own writers; where nothing is added they are passed on u
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from serve import keys
 from serve.records import iso_ms
 
+P = ParamSpec("P")
+T = TypeVar("T")
 KINDS = {"consumer": "consumers", "verifier": "verifiers", "feed": "feeds"}
 """Parts that publish a status, and their names in GET /v1/status."""
+ANSWERS_S = 3.0
+"""How long a read may take."""
 START = "0-0"
 """Id before every event."""
 _ALARMS = """
@@ -55,6 +62,20 @@ class NotHere(LookupError):
     """No such grid, map or incident; the message is one line."""
 
 
+def bounded(call: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """A read that ends after ANSWERS_S: a client's own retries hold a call on a dead Redis for many seconds."""
+
+    @functools.wraps(call)
+    async def within(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            async with asyncio.timeout(ANSWERS_S):
+                return await call(*args, **kwargs)
+        except TimeoutError:
+            raise RedisTimeout(f"nothing within {ANSWERS_S:g} s") from None
+
+    return within
+
+
 class View:
     """Reads over a Redis client that the caller opens and closes. now_ms gives Unix milliseconds.
 
@@ -65,11 +86,13 @@ class View:
         self._redis, self.now_ms = redis, now_ms
         self._alarms = redis.register_script(_ALARMS)
 
+    @bounded
     async def grids(self) -> dict[str, dict[str, Any]]:
         """Grid -> {case, step_s, origin, since}, by name."""
         held = await self._redis.hgetall(keys.GRIDS)
         return {grid: json.loads(value) for grid, value in sorted((text(k), v) for k, v in held.items())}
 
+    @bounded
     async def grid(self, grid: str) -> dict[str, Any]:
         """One of them."""
         held = await self._redis.hget(keys.GRIDS, grid)
@@ -78,6 +101,7 @@ class View:
         found: dict[str, Any] = json.loads(held)
         return found
 
+    @bounded
     async def newest(self, grids: Sequence[str]) -> list[str | None]:
         """JSON of the newest verdict of each grid."""
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -85,12 +109,14 @@ class View:
                 pipe.hget(keys.verdict(grid), "json")
             return [None if found is None else text(found) for found in await pipe.execute()]
 
+    @bounded
     async def history(self, grid: str, limit: int, before: str | None = None) -> list[tuple[str, str]]:
         """(stream id, JSON) of up to `limit` verdicts of a grid, oldest first, the newest ones or those before an id."""
         await self.grid(grid)
         found = await self._redis.xrevrange(keys.verdicts(grid), f"({before}" if before else "+", "-", count=limit)
         return [(text(entry), _field(fields, "json")) for entry, fields in reversed(found)]
 
+    @bounded
     async def map(self, grid: str) -> str:
         """JSON of the newest map of a grid."""
         await self.grid(grid)
@@ -99,11 +125,13 @@ class View:
             raise NotHere(f"{grid} has no map yet: its first window is not full")
         return text(found)
 
+    @bounded
     async def alarms(self, state: str = "all", grid: str = "", limit: int = keys.ALARM_CAP) -> list[dict[str, Any]]:
         """Incidents with their marks, newest first. state is open, closed or all."""
         found = await self._alarms(keys=[keys.ALARMS], args=[state, grid, limit, keys.alarm("")])
         return [self.marked(*one) for one in found]
 
+    @bounded
     async def alarm(self, incident: str) -> dict[str, Any]:
         """One incident with its marks."""
         held = await self._redis.hmget(keys.alarm(incident), ["json", "ack", "shelve"])
@@ -118,6 +146,7 @@ class View:
             shelf = None
         return {**json.loads(record), "ack": json.loads(ack) if ack else None, "shelve": shelf}
 
+    @bounded
     async def statuses(self) -> dict[str, list[dict[str, Any]]]:
         """What the parts said of themselves in the last seconds, by kind of part."""
         out: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
@@ -129,6 +158,7 @@ class View:
                 out[kind].append({"name": name, **json.loads(held)})
         return out
 
+    @bounded
     async def position(self) -> str:
         """Id of the newest event that was ever added, START before the first one."""
         try:
@@ -140,6 +170,7 @@ class View:
         """Whether an event follows an id, or does within the time."""
         return bool(await self._redis.xread({keys.EVENTS: after}, count=1, block=block_ms))
 
+    @bounded
     async def events(self, after: str, limit: int) -> tuple[list[Event], bool]:
         """Up to `limit` events after an id, oldest first, and whether ones between were trimmed or the stream made anew.
 

@@ -69,11 +69,13 @@ class Features:
 class Featurizer:
     """Estimation and features for any (case, plan), Jacobian block on request; factors are built once and kept.
 
+    Args: keep  meterings whose factors are kept; the one that was longest unused leaves
     Invariant: a window's features depend on that window alone, not on the others it is batched with (to 1e-9).
+    Threads: one at a time.
     """
 
-    def __init__(self, jacobian: bool = False) -> None:
-        self.jacobian = jacobian
+    def __init__(self, jacobian: bool = False, keep: int = ESTIMATORS) -> None:
+        self.jacobian, self._keep = jacobian, keep
         self._estimators: OrderedDict[tuple[str, bytes], Estimator] = OrderedDict()
 
     def estimator(self, case: GridCase, plan: MeterPlan) -> Estimator:
@@ -82,8 +84,9 @@ class Featurizer:
         key = (case.name, meters)
         if key not in self._estimators:
             self._estimators[key] = Estimator(case, plan)
-            if len(self._estimators) > ESTIMATORS:
+            if len(self._estimators) > self._keep:
                 self._estimators.popitem(last=False)
+        self._estimators.move_to_end(key)
         return self._estimators[key]
 
     def prepare(self, windows: Sequence[Window], plan: MeterPlan) -> Prepared:
