@@ -82,13 +82,13 @@ def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
             folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gg-live-")))
             settings = _servers(stack, options, env, folder)
             began = time.monotonic()
+            feed = stack.enter_context(_feed(options, env, settings))  # its scans wait on the topic meanwhile
             stack.enter_context(_engine(options.engine)(settings, folder))
             url = f"http://{settings.http.host}:{settings.http.port}/"
             sys.stdout.write(f"page {url}  ({time.monotonic() - began:.0f} s; Ctrl-C ends)\n")
             sys.stdout.flush()
             if options.open:
                 webbrowser.open(url)
-            feed = stack.enter_context(_feed(options, env, settings))
             while not ended.wait(0.5):
                 if feed is not None and feed.poll() is not None:
                     said = "the record is over" if feed.returncode == 0 else f"the feed failed ({feed.returncode})"
@@ -156,6 +156,7 @@ def on_serve(settings: LiveSettings, folder: Path) -> Iterator[None]:
 
     from serve.edge import application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     home = tempfile.mkdtemp(prefix="gg-")  # short: paths of Unix sockets end at 107 bytes
     ray.init(
         address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
