@@ -279,6 +279,30 @@ def promote(args: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """Benign days of more grids for a registered model, so that budgets of incidents a day can be kept on them."""
+
+    case: tuple[str, ...]
+    """Grids; any that gg-ray knows, the national balance graph excepted."""
+    model: str = "champion"
+    """champion, challenger, latest or a version such as v3."""
+    run: str | None = None
+    """Run whose registry holds it; the last trained one when not given."""
+    days: int = 4
+    """Benign days of each grid, from the validation months."""
+    alias: str = "champion"
+    """Moved to the new version, whose weights are the same."""
+
+
+def calibrate(args: Sequence[str]) -> int:
+    """`gg-ray calibrate`: thresholds for a budget on more grids."""
+    options = parse(CalibrateOptions, args, prog="gg-ray calibrate")
+    from gg_ray.commands import calibrate_version
+
+    return calibrate_version(options.model, options.run, options.case, options.days, options.alias)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusOptions:
     """What a run did last: step, speed, losses, last evaluation, checkpoints."""
 
@@ -458,6 +482,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("a registered model as an ONNX file", export),
     "models": Command("registered versions of a run", models),
     "promote": Command("move an alias (champion, challenger) to a version", promote),
+    "calibrate": Command("benign days of more grids for a registered model", calibrate),
     "status": Command("state of a run from its files", status),
     "data": Command("GB histories: fetch, sync, check", data),
     "feed": Command("scans as they come, from a record or simulated, as JSON lines or into Kafka", feed),

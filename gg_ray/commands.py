@@ -272,6 +272,24 @@ def promote_version(reference: str, alias: str, run: str | None, force: bool) ->
     return 0
 
 
+def calibrate_version(reference: str, run: str | None, cases: Sequence[str], days: int, alias: str) -> int:
+    """Register a version anew with benign days of more grids, and move an alias to it.
+
+    Raises: RegistryError as gg_ray.site.calibrate, and for the shipped model: the package does not change.
+    """
+    from gg_ray.site import calibrate
+
+    registry = find_registry(RUNS, run)
+    if registry.root.parent == SHIPPED:
+        raise RegistryError("the model that comes with the package is not calibrated anew; name a run (--run NAME)")
+    config = load(str(registry.root.parent / "config.yaml"))
+    contexts = context_source(config.scenario.data_dir or None)
+    version = calibrate(registry, reference, cases, days, config, contexts, _say)
+    registry.promote(version, alias)
+    _say(f"{alias} -> {version.id}")
+    return 0
+
+
 def show_status(run: str) -> int:
     """Last logged state of a run, how old it is, and its checkpoints.
 

@@ -129,13 +129,14 @@ class Registry:
         run: str,
         seed: int,
         commit: str,
-        card: ModelCard,
+        card: ModelCard | str,
         parent: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Version:
         """Store a model as the next version.
 
         Args:    weights         state_dict of the network; finite, no bfloat16
+                 card            what the card says, or its whole text
                  architecture    plain settings that rebuild it;  feature_schema  version of the input features
                  run, seed, commit, parent  where it came from (parent: id or alias of the version it was tuned from)
                  extra           plain values the server needs beside the weights (calibration, thresholds)
@@ -143,6 +144,10 @@ class Registry:
         Raises:  RegistryError naming the weight that is not finite or of a foreign type, or the disk's complaint.
         """
         flat = _arrays(weights)
+
+        def text(version_id: str, payload: Mapping[str, Any]) -> str:
+            return card if isinstance(card, str) else _render(card, version_id, payload, flat)
+
         with self._lock():
             origin = self.resolve(parent).id if parent else None
             number = 1 + max((version.number for version in self._folders()), default=0)
@@ -168,7 +173,7 @@ class Registry:
                 temporary.mkdir(parents=True)
                 files = {
                     WEIGHTS: write_synced(temporary / WEIGHTS, safetensors.numpy.save(flat)),
-                    CARD: write_synced(temporary / CARD, _render(card, version_id, payload, flat).encode()),
+                    CARD: write_synced(temporary / CARD, text(version_id, payload).encode()),
                 }
                 payload["files"] = {key: {"size": entry.size, "sha256": entry.sha256} for key, entry in files.items()}
                 write_synced(temporary / MANIFEST, seal(payload))
@@ -265,6 +270,11 @@ class Registry:
         found = self.resolve(version) if isinstance(version, str) else version
         self.verify(found)
         return dict(safetensors.numpy.load((found.path / WEIGHTS).read_bytes()))
+
+    def card(self, version: Version) -> str:
+        """Text of the model card.  Raises: RegistryError as verify."""
+        self.verify(version)
+        return (version.path / CARD).read_text(encoding="utf-8")
 
     def verify(self, version: Version) -> None:
         """Check manifest, weights and card of a version.  Raises: RegistryError naming model and file."""

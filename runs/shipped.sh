@@ -23,6 +23,7 @@ ship() { # run, folder in the package
 }
 
 gg-ray train --name shipped --evaluate.held-out-cases case39 case118 "$@"
+gg-ray calibrate --run shipped --case gb29 case14 case57 # benign days of the other training grids: budgets hold there too
 ship shipped shipped
 gg-ray train --config gb-balance --name shipped-gb
 ship shipped-gb shipped_balance

@@ -60,7 +60,7 @@ class LiveOptions:
     """replay: length of a scan, s: 1800, 300 or 15."""
     run: tuple[str, ...] = ()
     """Run folders whose champions judge, before the models of the package."""
-    budget: float = 0.0
+    budget: float = 1.0
     """Incidents a day and grid that thresholds are set for, where the model knows its benign days; 0: as registered."""
     port: int = 8000
     """Of the page, on the loopback interface."""

@@ -27,7 +27,7 @@ class ServeOptions:
     """API keys (gg-ray keys add); with one every route asks for a key."""
     run: tuple[str, ...] = ()
     """Run folders whose champions judge, before the models of the package."""
-    budget: float = 0.0
+    budget: float = 1.0
     """Incidents a day and grid that thresholds are set for, where the model knows its benign days; 0: as registered."""
 
 

@@ -30,6 +30,7 @@ from serve.wire import ScanMessage, encode
 CASE = "case14"
 T0_NS = 1_700_000_000 * 10**9
 PLACES = ("north", "south", "west")
+POISON = (b"neither frame nor JSON", b'{"grid": "south"}')
 # the fork server of Python 3.11 does not take over sys.path, and would preload nothing
 _HERE = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
@@ -58,13 +59,18 @@ class Rig:
 
     settings: LiveSettings
     oracle_url: str
-    grids: tuple[str, ...]
     """Another database of the same Redis, for the undisturbed pass."""
+    grids: tuple[str, ...]
+    mock: bool = False
+    """The broker is librdkafka's: it makes topics when they are asked for."""
 
     def __post_init__(self) -> None:
-        topics.ensure(self.settings.kafka)
+        if not self.mock:
+            topics.ensure(self.settings.kafka)
         self.redis = redis.Redis.from_url(self.settings.redis_url)
         self.producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap, "linger.ms": 0})
+        for topic in topics.names(self.settings.kafka.topics) if self.mock else ():
+            self.producer.list_topics(topic, timeout=10)
         self.workers: list[Any] = []
         self.sent: dict[int, int] = {}
         """Newest offset of each partition."""
@@ -93,7 +99,7 @@ class Rig:
                 message = encode(scan(grid, at, bad=grid == north and 20 <= at < 30))
                 out.append((grid, message))
                 if grid == south and number == 25:
-                    out += [(grid, message), (grid, b"neither frame nor JSON"), (grid, b'{"grid": "south"}')]
+                    out += [(grid, message), *((grid, poison) for poison in POISON)]
         return out
 
     def worker(self, failpoint: str = "", member: str = "m0", name: str = "w", delay_s: float = 0.002) -> Any:
@@ -182,11 +188,23 @@ def until(fact: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
 
 
 @contextmanager
-def rig(bootstrap: str, redis_url: str) -> Iterator[Rig]:
+def mock_broker() -> Iterator[str]:
+    """Address of librdkafka's own broker, which lives in this process: four partitions, classic groups."""
+    owner = Producer({"test.mock.num.brokers": 1})
+    [broker] = owner.list_topics(timeout=10).brokers.values()
+    yield f"{broker.host}:{broker.port}"
+    owner.flush(1)
+
+
+@contextmanager
+def rig(bootstrap: str, redis_url: str, mock: bool = False) -> Iterator[Rig]:
     """A rig on servers that run."""
     name = f"t{uuid.uuid4().hex[:8]}"
     grids = tuple(f"{place}-{name}" for place in PLACES)
-    made = Rig(settings_of(bootstrap, f"{redis_url}/0", name, name), f"{redis_url}/1", grids)
+    settings = settings_of(bootstrap, f"{redis_url}/0", name, name)
+    if mock:
+        settings = replace(settings, kafka=replace(settings.kafka, partitions=4))
+    made = Rig(settings, f"{redis_url}/1", grids, mock)
     try:
         yield made
     finally:
@@ -198,7 +216,7 @@ def same_as_undisturbed(tested: Rig) -> None:
     kafka = tested.settings.kafka
     quiet = Rig(
         replace(tested.settings, redis_url=tested.oracle_url, kafka=replace(kafka, group=f"{kafka.group}-quiet")),
-        tested.oracle_url, tested.grids,
+        tested.oracle_url, tested.grids, tested.mock,
     )  # fmt: skip
     quiet.sent = tested.sent
     ours, alarms, dead = tested.told(), tested.alarms(), tested.dead()

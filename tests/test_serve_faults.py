@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fault_rig import Rig, rig, same_as_undisturbed, until
+from fault_rig import POISON, Rig, mock_broker, rig, same_as_undisturbed, until
 
 from serve.embedded import Broker, RedisServer
 from serve.failpoints import PLACES
@@ -73,7 +73,10 @@ def paused(tested: Rig, _: RedisServer) -> None:
 
 
 def storm(tested: Rig, _: RedisServer) -> None:
-    """Members join and leave all the time: the visible version never goes back and everything is judged."""
+    """Members join, leave and are killed all the time: no version goes back and everything is judged.
+
+    On librdkafka's broker: the embedded one gets stuck over groups that change while they are being balanced.
+    """
     member = tested.worker(member="", name="m0")
     thread = sending(tested, 0.05)
     for number in range(1, 5):
@@ -112,7 +115,7 @@ def store_that(fault: str) -> Story:
             store.restart()
         thread.join()
         until(lambda: tested.behind() == 0, f"all applied after Redis {fault}")
-        letters = [letter for letter in tested.dead() if letter[0] not in ("schema", "value", "shape")]
+        letters = [letter for letter in tested.dead() if letter[1] not in POISON]
         assert not letters, "a store's trouble is no message's fault"
         same_as_undisturbed(tested)
 
@@ -129,17 +132,18 @@ STORIES: dict[str, Story] = {
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
     """How every story ends."""
 
-    def run(story: Story, broker: Broker, store: RedisServer) -> None:
-        with rig(broker.bootstrap, store.url.removesuffix("/0")) as tested:
+    def run(story: Story, bootstrap: str, store: RedisServer) -> None:
+        with rig(bootstrap, store.url.removesuffix("/0"), mock=bootstrap == mock) as tested:
             story(tested, store)
 
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(tmp_path_factory.mktemp("broker")))
         # servers end with the thread that started them, so this one starts them all
         stores = [stack.enter_context(RedisServer(tmp_path_factory.mktemp("store"))) for _ in STORIES]
+        mock = stack.enter_context(mock_broker())
         with ThreadPoolExecutor(AT_ONCE) as pool:
             yield {
-                name: pool.submit(run, story, broker, store)
+                name: pool.submit(run, story, mock if story is storm else broker.bootstrap, store)
                 for (name, story), store in zip(STORIES.items(), stores, strict=True)
             }
 
