@@ -23,8 +23,6 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from gg_ray.registry import Registry
-from gg_ray.score import SHIPPED
 from serve import keys
 from serve.app import make_app
 from serve.asks import Ask, Scored
@@ -33,7 +31,7 @@ from serve.layouts import layout_of
 from serve.models import Models
 from serve.records import dump, iso_ms
 from serve.rings import Ring, plan_of_message
-from serve.scoring import LocalScorer
+from serve.scoring import ModelsScorer
 from serve.scribe import Heard, Scribe
 from serve.settings import ConsumerSettings, LiveSettings
 from serve.simulate import Twin
@@ -96,11 +94,9 @@ def strict(models: Models, case: str, limit: float) -> Models:
 
 
 @contextmanager
-def served(socket: Path) -> Iterator[str]:
+def served(socket: Path, models: Models) -> Iterator[str]:
     """The HTTP edge over a Redis at a Unix socket, in a thread; gives its address."""
-    app = make_app(
-        LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), LocalScorer(Registry(SHIPPED / "registry")), layout_of
-    )
+    app = make_app(LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), ModelsScorer(models), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -151,7 +147,7 @@ def main() -> None:
                 print(redis.hget(keys.alarm(alarm.decode()), "json").decode())
             playback.well()
             assert server.socket is not None
-            with served(server.socket) as address, sync_playwright() as play:
+            with served(server.socket, playback.models) as address, sync_playwright() as play:
                 browser = play.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGS)
                 shoot(browser, address, given.out / "page-1280.png", 1280, 860, "light")
                 shoot(browser, address, given.out / "page-dark.png", 1280, 860, "dark")

@@ -14,12 +14,11 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from gg_ray.grid import balance
-from gg_ray.grid.meters import MeterPlan
-from gg_ray.records import Verdict, Window
+from gg_ray.records import Verdict
 from serve.app import make_app
 from serve.layouts import layout_of
 from serve.records import AlarmRecord, VerdictRecord, dump, iso_ms
-from serve.scoring import ModelRecord
+from serve.scoring import Windows
 from serve.settings import HttpSettings, LiveSettings
 from serve.store import Store, Write
 
@@ -30,10 +29,10 @@ TOPIC = "page"
 class NoJudge:
     """Nobody asks for scores here."""
 
-    async def score(self, windows: Sequence[tuple[Window, MeterPlan]]) -> list[Verdict]:
+    async def score(self, windows: Windows) -> list[Verdict]:
         raise NotImplementedError
 
-    async def models(self) -> list[ModelRecord]:
+    async def models(self) -> list[dict[str, Any]]:
         return []
 
     async def ready(self) -> str | None:

@@ -75,8 +75,9 @@ function make(id) {
   const parts = Object.fromEntries(["what", "kind", "when", "p", "first", "state", "error"].map(
     (name) => [name, el("span", { class: name })]));
   const sign = el("span", { class: "sign" });
-  const pick = el("button", { type: "button", class: "pick", onclick: () => choose(id) },
-    sign, parts.what, parts.first, parts.when, parts.kind, parts.p, parts.state);
+  parts.state.id = `state-${id}`;
+  const pick = el("button", { type: "button", class: "pick", "aria-describedby": parts.state.id, onclick: () => choose(id) },
+    sign, parts.what, parts.first, el("span", { class: "more" }, parts.when, parts.kind), parts.p);
   const buttons = {
     ack: el("button", { type: "button", class: "main", onclick: () => run(id, "ack") }, "Acknowledge"),
     unack: el("button", { type: "button", onclick: () => run(id, "unack") }, "Take back"),
@@ -84,7 +85,7 @@ function make(id) {
     unshelve: el("button", { type: "button", onclick: () => run(id, "unshelve") }, "Unshelve"),
   };
   parts.error.setAttribute("role", "alert");
-  const acts = el("div", { class: "acts" }, ...Object.values(buttons));
+  const acts = el("div", { class: "acts" }, parts.state, ...Object.values(buttons));
   const node = el("li", { class: "incident", "data-id": id }, pick, acts, parts.error);
   const row = { node, pick, parts, buttons, acts, sign, error: "" };
   rows.set(id, row);
@@ -119,7 +120,6 @@ function update(row, alarm, group) {
     if (hide[name] && button === held) row.pick.focus({ preventScroll: true });
     button.hidden = hide[name];
   }
-  row.acts.hidden = Object.values(hide).every(Boolean);
 }
 
 function standing(alarm) {

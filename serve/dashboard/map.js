@@ -100,9 +100,8 @@ function quiet(told) {
 
 function notes() {
   const map = state.map;
-  const geographic = state.layout ? (state.layout.geographic ? "north up" : "not to geography") : "";
-  const when = state.past ? "places of a past scan; flows and voltages are kept of the newest only"
-    : map && newest() ? `scan ${clock(map.time_ms)}` : "";
+  const geographic = state.layout?.geographic ? "N ↑" : "";
+  const when = state.past ? "places of a past scan, without flows" : map && newest() ? `scan ${clock(map.time_ms)}` : "";
   say(byId("map-head"), state.grid ? `Grid ${state.grid}` : "Grid");
   say(byId("map-note"), [when, geographic].filter(Boolean).join(" · "));
 }

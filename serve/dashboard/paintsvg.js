@@ -38,7 +38,7 @@ export function svgPainter(host) {
       each(layers.buses, scene.buses, "circle", (node, one) => {
         mark(node, "cx", one.x.toFixed(1));
         mark(node, "cy", one.y.toFixed(1));
-        mark(node, "r", one.cursor ? one.radius + 2 : one.radius);
+        mark(node, "r", one.cursor ? one.radius + (one.verdict ? 11 : 2) : one.radius);
         mark(node, "class", `bus${one.silent ? " silent" : ""}${one.cursor ? " cursor" : ""}`);
         mark(node, "data-score", Math.min(4, Math.floor(one.score * 5)));
       });

@@ -43,7 +43,7 @@ function head(alarm) {
     el("p", { class: "lead" }, `${alarm.grid} · ${where(alarm.places, 5)}`),
     facts([
       ["Onset", when(alarm.onset)], ["First flagged", when(alarm.first)], ["Last flagged", when(alarm.last)],
-      ["Scans", `${number(alarm.scans)} in ${lasted(alarm.last_ms - alarm.first_ms)}`],
+      ["Scans", alarm.scans > 1 ? `${number(alarm.scans)} in ${lasted(alarm.last_ms - alarm.first_ms)}` : "1"],
       ["p-value", pValue(alarm.p_value)], ["Score", scored(alarm)],
     ]),
   ];
