@@ -14,7 +14,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -303,11 +303,58 @@ def data(args: Sequence[str]) -> int:
 
 
 def feed(args: Sequence[str]) -> int:
-    """`gg-ray feed`: one JSON line per scan of grid gb-balance."""
+    """`gg-ray feed`: scans of grid gb-balance, or simulated ones of any grid, as JSON lines or into Kafka."""
     options = parse(FeedOptions, args, prog="gg-ray feed")
+    if options.source == "simulate":
+        from serve.feed_commands import simulate
+
+        return simulate(options, os.environ)
     from gg_ray.data_commands import feed_command
 
-    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared())
+    def kafka(step: int, store: Any, begin: Any) -> AbstractContextManager[Any]:
+        from serve.feed_commands import to_kafka
+
+        return to_kafka(options, os.environ, step, store, begin)
+
+    return feed_command(options, Path(os.environ.get("GG_STORE_DIR") or STORE_DIR), os.environ, _shared(), kafka)
+
+
+def live(args: Sequence[str]) -> int:
+    """`gg-ray live`: broker, store, feed, consumer, Verifier and page on this machine."""
+    from serve.live import LiveOptions, live_command
+
+    return live_command(parse(LiveOptions, args, prog="gg-ray live"), os.environ)
+
+
+def serve(args: Sequence[str]) -> int:
+    """`gg-ray serve`: consumer, Verifier and page against a broker and a Redis that run."""
+    from serve.serve_options import ServeOptions
+
+    options = parse(ServeOptions, args, prog="gg-ray serve")
+    from serve.live import serve_command
+
+    return serve_command(options, os.environ)
+
+
+def keys(args: Sequence[str]) -> int:
+    """`gg-ray keys add|list|revoke`."""
+    from serve.serve_options import KeysOptions
+
+    options = parse(KeysOptions, args, prog="gg-ray keys")
+    from serve.keys_command import keys_command
+
+    return keys_command(options.action, options.file, options.name, options.scope)
+
+
+def dead_letters(args: Sequence[str]) -> int:
+    """`gg-ray dead-letters list|replay`."""
+    from serve.serve_options import DeadLettersOptions
+
+    options = parse(DeadLettersOptions, args, prog="gg-ray dead-letters")
+    from serve.dead_letters_command import dead_letters as command
+    from serve.settings import kafka_from
+
+    return command(options, kafka_from(os.environ, options.bootstrap))
 
 
 def _shared() -> AbstractAsyncContextManager[Any]:
@@ -413,7 +460,11 @@ COMMANDS: dict[str, Command] = {
     "promote": Command("move an alias (champion, challenger) to a version", promote),
     "status": Command("state of a run from its files", status),
     "data": Command("GB histories: fetch, sync, check", data),
-    "feed": Command("GB scans as they come or from a record, one JSON line each", feed),
+    "feed": Command("scans as they come, from a record or simulated, as JSON lines or into Kafka", feed),
+    "live": Command("the whole live path on this machine: broker, store, feed, Verifier, page", live),
+    "serve": Command("consumer, Verifier and page against a broker and a Redis that run", serve),
+    "keys": Command("API keys of the HTTP edge: add, list, revoke", keys),
+    "dead-letters": Command("messages that could not be read: list, replay", dead_letters),
     "bench": Command("a named performance benchmark", bench),
     "doctor": Command("versions, devices, imports and space of this machine", doctor),
 }

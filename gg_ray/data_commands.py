@@ -12,7 +12,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from gg_ray.config import ConfigError, did_you_mean
-from gg_ray.data_options import DataOptions, FeedOptions
+from gg_ray.config import ConfigError
+from gg_ray.data_options import DataOptions, FeedOptions, check_feed
 from gg_ray.elexon import feeding, iris
 from gg_ray.elexon.check import Quality, check_path, streams_in
 from gg_ray.elexon.energy import stored_energies
@@ -39,7 +39,8 @@ from gg_ray.elexon.tables import HistoryError
 from gg_ray.elexon.times import DAY, INSTANT, aware, iso, midnight, utc_now
 
 SYNCED = ("FUELINST", "FUELHH", "DEMAND", "FREQ", "INDOD")
-SINKS = ("stdout",)
+Sink = Callable[[int, DayStore, datetime], AbstractContextManager[feeding.Emit]]
+"""Takes the messages of a feed; opened with the length of a scan (s), the store, and the time of the first scan."""
 WEEK = "week"
 """Folder in the store's where --source auto keeps its rolling week, trimmed to seven days; the histories never are."""
 HISTORY_SUFFIXES = (".csv", ".parquet")
@@ -186,23 +187,18 @@ def tables(found: Quality) -> Iterator[Table]:
 
 
 def feed_command(
-    options: FeedOptions, default_store: Path, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared]
-) -> int:
-    """`gg-ray feed`.
+    options: FeedOptions, default_store: Path, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared],
+    kafka: Sink,
+) -> int:  # fmt: skip
+    """`gg-ray feed` of every source but simulate.
 
-    Args:    env  where the account of iris is;  shared  opened by sources that poll, as above
+    Args:    env  where the account of iris is;  shared  opened by sources that poll, as above;
+             kafka  opened for --to kafka, takes the messages
     Raises:  ConfigError for bad options; ElexonError.
     """
-    if options.to == "kafka":
-        raise ConfigError("--to kafka comes with the live service; until then pipe --to stdout")
-    if options.to not in SINKS:
-        raise ConfigError(f"--to {options.to!r}{did_you_mean(options.to, SINKS) or ';'} choose from {', '.join(SINKS)}")
+    check_feed(options)
     if options.step is not None and options.step not in STEPS:
         raise ConfigError(f"--step {options.step}: choose from {', '.join(map(str, STEPS))}")
-    if not options.speed > 0:
-        raise ConfigError(f"--speed {options.speed}: more than 0, inf for as fast as possible")
-    if options.source != "replay" and (options.from_ is not None or options.files):
-        raise ConfigError(f"--from and files belong to --source replay; {options.source} begins now")
     store = DayStore(options.store or default_store)
     start = when(options.from_, "--from") if options.from_ else None
     end = when(options.until, "--until", whole_day=True) if options.until else None
@@ -210,12 +206,13 @@ def feed_command(
         feeding.fed(options.streams)
     except ValueError as error:
         raise ConfigError(f"--streams: {error}") from None
-    return asyncio.run(_feed(options, store, env, shared, start, end))
+    sink = _lines if options.to == "stdout" else kafka
+    return asyncio.run(_feed(options, store, env, shared, sink, start, end))
 
 
 async def _feed(
     options: FeedOptions, store: DayStore, env: Mapping[str, str], shared: AbstractAsyncContextManager[Shared],
-    start: datetime | None, end: datetime | None,
+    sink: Sink, start: datetime | None, end: datetime | None,
 ) -> int:  # fmt: skip
     async with AsyncExitStack() as stack:
         receiver, held = None, ALONE
@@ -229,13 +226,22 @@ async def _feed(
             week=DayStore(store.root / WEEK), shared=held, receiver=receiver,
         )  # fmt: skip
         stack.push_async_callback(source.aclose)
-        return await _say_scans(options, source, start, end)
+        streams = options.streams or feeding.usual(source.streams)
+        step = options.step or feeding.usual_step(streams)
+        begin = source.span()[0] if isinstance(source, ReplaySource) and start is None else start or utc_now()
+        emit = stack.enter_context(sink(step, store, begin))
+        return await _say_scans(options, source, streams, step, emit, start, end)
 
 
-async def _say_scans(options: FeedOptions, source: GridSource, start: datetime | None, end: datetime | None) -> int:
-    def emit(message: dict[str, Any]) -> None:
-        _say(feeding.as_line(message))
+@contextmanager
+def _lines(_step: int, _store: DayStore, _begin: datetime) -> Iterator[feeding.Emit]:
+    yield lambda message: _say(feeding.as_line(message))
 
+
+async def _say_scans(
+    options: FeedOptions, source: GridSource, streams: Sequence[str], step: int, emit: feeding.Emit,
+    start: datetime | None, end: datetime | None,
+) -> int:  # fmt: skip
     failures = 0
 
     def failed(stream: str, error: Exception) -> None:
@@ -243,8 +249,6 @@ async def _say_scans(options: FeedOptions, source: GridSource, start: datetime |
         failures += 1
         _note(str(error) if str(error).startswith(stream) else f"{stream}: {error}")
 
-    streams = options.streams or feeding.usual(source.streams)
-    step = options.step or feeding.usual_step(streams)
     if isinstance(source, ReplaySource):
         said = await feeding.replay(source, streams, step, emit, start, end, options.once)
     elif isinstance(source, iris.IrisSource):

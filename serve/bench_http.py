@@ -2,11 +2,11 @@
 
 Flow:    uvicorn of serve.app in a process of its own, Redis, a generator here -> [bench_http.run] -> gg-ray bench http
 Source:  live.md, section 4 (load method: intended send times, latency from the intended time, one clock)
-Limits:  generator, server and Redis share the machine's cores; on two of them the generator takes part of what it measures
+Limits:  generator and server share the machine's cores: on two of them the one takes time from the other
 
 Three runs, one after the other: single windows as Arrow at a rate that leaves room (p50_ms, p99_ms), single windows as
-JSON at the same rate, and batches as fast as answers come (requests_per_s, windows_per_s). The bare rate is taken before
-and after in this process, alone, with the same windows on the same thread; the ratio is to the higher of the two.
+JSON at the same rate, and batches as fast as answers come (batch_windows_per_s). The bare rate is taken before and
+after in this process, alone, on one thread, with the same windows in the same batches; the ratio is to the higher one.
 """
 
 from __future__ import annotations
@@ -173,11 +173,13 @@ _SERVER = """
 import sys, uvicorn
 from redis.asyncio import Redis
 from serve.app import make_app
-from serve.models import Models
-from serve.scoring import ModelsScorer
+from serve.judges import ReplicaJudge
 from serve.settings import HttpSettings, LiveSettings
+from serve.verifier import Replica
 http = HttpSettings(rate_per_s=1e6, burst=10**6, timeout_s=60.0)
-app = make_app(LiveSettings(http=http), Redis(), ModelsScorer(Models.load(())))
+replica = Replica()
+replica.want({"follow": False})
+app = make_app(LiveSettings(http=http), Redis(), ReplicaJudge(replica))
 uvicorn.run(app, fd=int(sys.argv[1]), log_level="error", access_log=False)
 """
 """The edge without a rate limit. Scoring asks no Redis, so there need not be one."""

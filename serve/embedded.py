@@ -96,18 +96,21 @@ class Server(ABC):
         for left in reversed(range(_PORT_TRIES)):
             if self._any_port and self.port == 0:
                 self.port = _free_port()
-            self._spawn()
-            if self._ready():
-                atexit.register(self.stop)
-                return self
-            ended = self.process is not None and self.process.poll() is not None
-            self.stop()
-            if not (left and ended and self._any_port):  # else another program took the port in the meantime
+            taken = _connects(self.port)  # by another server, whose answer would be taken for ours
+            if not taken:
+                self._spawn()
+                if self._ready():
+                    atexit.register(self.stop)
+                    return self
+                taken = self.process is not None and self.process.poll() is not None
+                self.stop()
+            if not (left and taken and self._any_port):
                 break
             self.port = 0
         raise EmbeddedError(
-            f"{self.name} on port {self.port}: did not answer; {self.log} ends with: {self._last_words()}"
-        )
+            f"{self.name} on port {self.port}: " + ("the port is taken" if self.process is None else "did not answer")
+            + f"; {self.log} ends with: {self._last_words()}"
+        )  # fmt: skip
 
     def kill(self) -> None:
         """SIGKILL, as a crash: nothing is flushed."""
@@ -159,7 +162,8 @@ class Server(ABC):
         return False
 
     def _last_words(self) -> str:
-        return self.log.read_bytes()[-400:].decode(errors="replace").strip() or "nothing"
+        said = self.log.read_bytes()[-400:].decode(errors="replace").strip() if self.log.is_file() else ""
+        return said or "nothing"
 
 
 class Broker(Server):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
 
 PLACES = (
     "after-poll", "after-decode", "in-scoring", "after-scoring",
@@ -19,31 +18,31 @@ PLACES = (
 )  # fmt: skip
 """The eight at which a consumer can die without a word."""
 VARIABLE = "GG_FAILPOINT"
-_passed: Counter[str] = Counter()
+_left: dict[str, int] = {}
+"""Armed places and how often they may still be passed."""
 
 
-def armed() -> tuple[str, int] | None:
-    """The place that is armed and at which hit it kills.  Raises: ValueError for a place that there is not."""
-    text = os.environ.get(VARIABLE, "")
-    if not text:
-        return None
+def arm(text: str) -> None:
+    """Arm a place, such as in-scoring:2; an empty text disarms.  Raises: ValueError for a place that there is not."""
+    _left.clear()
     place, _, hit = text.partition(":")
-    if place not in PLACES:
+    if text and place not in PLACES:
         raise ValueError(f"{VARIABLE}={text}: places are {', '.join(PLACES)}")
-    return place, int(hit or 1)
-
-
-_ARMED = armed()
+    if text:
+        _left[place] = int(hit or 1)
 
 
 def is_armed(place: str) -> bool:
     """Whether a place is the armed one."""
-    return _ARMED is not None and _ARMED[0] == place
+    return place in _left
 
 
 def reach(place: str) -> None:
     """Pass a place; die there if it is the armed one and its hour has come."""
-    if _ARMED is not None and _ARMED[0] == place:
-        _passed[place] += 1
-        if _passed[place] == _ARMED[1]:
+    if place in _left:
+        _left[place] -= 1
+        if _left[place] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+arm(os.environ.get(VARIABLE, ""))

@@ -69,9 +69,10 @@ def paced(source: Iterable[ScanMessage], speed: float, stop: threading.Event) ->
     Each is due at a time that the record and the speed set at the start: what a slow receiver delays is caught up, not
     pushed back. Scans of several grids may alternate; each grid has its own clock.
     """
-    began, latest = time.monotonic(), 0.0
+    began = latest = 0.0
     clock: dict[str, tuple[int, float]] = {}
     for message in source:
+        began = began or time.monotonic()  # not before the source has made its first one
         before_ns, elapsed = clock.get(message.grid, (message.time_ns, latest))
         passed = max(0.0, (message.time_ns - before_ns) / 1e9)
         latest = elapsed + (passed if passed <= PAUSE_SCANS * message.step_s else message.step_s)
@@ -145,8 +146,10 @@ class Feed:
             with self._room:
                 while not self._closed.is_set() and (len(self._open) >= self.queue or self._bytes >= QUEUE_BYTES):
                     self._room.wait(0.5)
-                if self._closed.is_set():
-                    raise FeedError("the feed is closed")
+                    if not self._thread.is_alive():
+                        break
+                if self._closed.is_set() or not self._thread.is_alive():
+                    raise FeedError("the feed is closed" if self._closed.is_set() else "the feed's thread has ended")
                 self.counts["sent"] += 1
                 self._seq[message.grid], self._newest_ns = seq, message.time_ns
                 number = self.counts["sent"]
@@ -248,8 +251,7 @@ class Feed:
 
     def _recover(self) -> None:
         """Wait for the broker, then send everything that is in hand again, in order, with a new producer."""
-        log.warning("%s: the broker is away (%s); %d scans in hand", self.name, self._trouble, len(self._open))
-        there = False
+        there = told = False
         while not there and not self._closed.wait(self._back_off_s * random.uniform(0.5, 1.0)):
             self._back_off_s = min(2 * self._back_off_s, BACK_OFF_S[1])
             try:
@@ -257,6 +259,9 @@ class Feed:
                 there = True
             except BrokerError as error:
                 self._trouble = str(error)
+                if not told:
+                    log.warning("%s: %d scans in hand, waiting for the broker: %s", self.name, len(self._open), error)
+                told = True
                 self._tell("waiting")
         assert self._producer is not None
         old = self._producer
@@ -271,7 +276,8 @@ class Feed:
                     self._produce(number)
         old.purge()
         old.poll(0)
-        log.warning("%s: the broker is back", self.name)
+        if told:
+            log.warning("%s: the broker is back", self.name)
 
     # --- status -------------------------------------------------------------------------------------------------------
 

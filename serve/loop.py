@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from gg_ray.records import CANNOT_TELL, Verdict
 from serve.asks import Ask, Scored
@@ -84,9 +84,10 @@ class ScanLoop:
         self._fresh: list[TopicPartition] = []
         self._told_at = self._committed_at = 0.0
         self.turned_at = time.monotonic()
+        # not idempotent: after the loss of a broker's memory such a producer waits for ever, and a copy twice does no harm
         self.producer = Producer({
-            **settings.kafka.client(), "enable.idempotence": True, "acks": "all", "linger.ms": 2,
-            "compression.type": "lz4",
+            **settings.kafka.client(), "acks": "all", "linger.ms": 2, "compression.type": "lz4",
+            "message.timeout.ms": 30_000,
         })  # fmt: skip
         self._dead = DeadLetters(self.producer, self.topics.dead_letters)
         member = {"group.instance.id": self.config.static_member} if self.config.static_member else {}
@@ -408,40 +409,54 @@ class ScanLoop:
     # --- partitions come and go ---------------------------------------------------------------------------------------
 
     def _assigned(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
-        """Nothing may be read before it is known where from: paused until the store and the broker have said."""
-        consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, OFFSET_END) for tp in parts])
-        consumer.pause(parts)
-        self._fresh += [TopicPartition(tp.topic, tp.partition) for tp in parts]
+        """Take partitions over. Those for which nobody answers now are held, paused, until somebody does."""
+        begun, held = [], []
+        for tp in parts:
+            at = self._begin(tp.topic, tp.partition)
+            (held if at is None else begun).append(TopicPartition(tp.topic, tp.partition, at or 0))
+        consumer.incremental_assign([*begun, *held])
+        if held:
+            consumer.pause(held)
+            self._fresh += held
 
     def _take_over(self) -> None:
-        """Find where new partitions begin; those for which nobody answers yet wait for the next turn."""
+        """Try the held partitions again."""
         if not self._fresh or self._clock() < self._store_ready:
             return
         rest: list[TopicPartition] = []
         for tp in self._fresh:
+            at = self._begin(tp.topic, tp.partition)
+            if at is None:
+                rest.append(tp)
+                continue
+            there = TopicPartition(tp.topic, tp.partition, at)
             try:
-                origin = self._origins.find(self.consumer, tp.topic, tp.partition)
-                states = self.store.states(sorted(origin.partition.grids))
-                # not seek: it is refused until a fetch has begun, and none must before it is known where from
+                self.consumer.seek(there)
+            except KafkaException:  # it is not being fetched, such as after an offset that the broker did not have
                 self.consumer.incremental_unassign([tp])
-                self.consumer.incremental_assign([TopicPartition(tp.topic, tp.partition, origin.read_from)])
-            except StoreDown as error:
-                self._store_away(error)
-                rest.append(tp)
-                continue
-            except (BrokerDown, KafkaException) as error:
-                self.counts["broker-away"] += 1
-                LOG.info("%s/%d: %s", tp.topic, tp.partition, _short(error))
-                rest.append(tp)
-                continue
-            self.counts[f"start.{origin.cause}"] += 1
-            level = logging.INFO if origin.cause in ("store", "new-group") else logging.WARNING
-            LOG.log(level, "%s/%d begins at %d (%s), read back from %d", tp.topic, tp.partition,
-                    origin.partition.base, origin.cause, origin.read_from)  # fmt: skip
-            self._scribe.resume(states)
-            self.partitions[(tp.topic, tp.partition)] = origin.partition
-            self.consumer.resume([TopicPartition(tp.topic, tp.partition)])
+                self.consumer.incremental_assign([there])
+            self.consumer.resume([there])
         self._fresh = rest
+
+    def _begin(self, topic: str, number: int) -> int | None:
+        """Where to read a partition from; None while the store or the broker does not say."""
+        try:
+            origin = self._origins.find(self.consumer, topic, number)
+            states = self.store.states(sorted(origin.partition.grids))
+        except StoreDown as error:
+            self._store_away(error)
+            return None
+        except BrokerDown as error:
+            self.counts["broker-away"] += 1
+            LOG.info("%s/%d: %s", topic, number, _short(error))
+            return None
+        self.counts[f"start.{origin.cause}"] += 1
+        level = logging.INFO if origin.cause in ("store", "new-group") else logging.WARNING
+        base = origin.partition.base
+        LOG.log(level, "%s/%d begins at %d (%s), read from %d", topic, number, base, origin.cause, origin.read_from)
+        self._scribe.resume(states)
+        self.partitions[(topic, number)] = origin.partition
+        return origin.read_from
 
     def _anew(self, partition: Partition, why: str) -> None:
         """Take a partition over once more, as if it had just been assigned."""

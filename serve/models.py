@@ -39,8 +39,6 @@ from gg_ray.verifier.model import Verifier
 from serve.asks import Ask, Scored, Shown
 
 LOG = logging.getLogger(__name__)
-MARGIN = 0.25
-"""A scan must exceed the peak of an open incident by so much (logit) before its reasons are worked out anew."""
 METERINGS = 8
 """Meterings whose factors a model keeps: strangers name any, and those of a large grid take much memory."""
 GOLDEN_CASE, GOLDEN_SCANS = "case14", 16
@@ -288,7 +286,7 @@ def _scored(model: Model, one: Judged | str, ask: Ask, k: int) -> Scored:
         node = one.node_N
         suspect = np.flatnonzero(node > 0) if told.verdict == "implausible" else np.zeros(0, dtype=np.int64)
         places = {int(i): round(float(node[i]), 3) for i in suspect}
-        if one.score > ask.peak + MARGIN:
+        if one.score > ask.peak:
             top = suspect[np.argsort(-node[suspect], kind="stable")][:TOP].tolist()
             why = reasons(model.network, one.prepared, one.features, one.row, top)
     return Scored(

@@ -1,4 +1,4 @@
-"""What the edge tells of itself: trace id, one log line and three metrics a request, and the answer to what nobody expected.
+"""What the edge tells of itself: trace, one log line and metrics a request; and the answer to what nobody expected.
 
 Flow:    request -> [Observe] -> serve.access -> ...;  registry, statuses of parts -> [exposition] -> GET /metrics
 Source:  live.md, section 6 (rate, errors, duration by route)

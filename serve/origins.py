@@ -69,7 +69,7 @@ class Origins:
         start = self._store.begin(topic, number)
         try:
             client = self._probe()
-            low, high = client.get_watermark_offsets(TopicPartition(topic, number), timeout=LOOK_S)
+            low, high = self._span(client, topic, number)
             cause, incarnation, position = "store", start.incarnation, start.position
             if position < 0:
                 committed = consumer.committed([TopicPartition(topic, number)], timeout=LOOK_S)[0].offset
@@ -91,9 +91,20 @@ class Origins:
         if self._client is None:
             self._client = Consumer({
                 **self._settings.kafka.client(), "group.id": f"{self._settings.kafka.group}-origins",
-                "enable.auto.commit": False, "auto.offset.reset": "error",
+                "enable.auto.commit": False, "auto.offset.reset": "error", "enable.partition.eof": True,
             })  # fmt: skip
         return self._client
+
+    def _span(self, client: Consumer, topic: str, number: int) -> tuple[int, int]:
+        """First offset and the one after the last, as a fetch tells it: an embedded broker lists another."""
+        low = client.get_watermark_offsets(TopicPartition(topic, number), timeout=LOOK_S)[0]
+        client.assign([TopicPartition(topic, number, low)])
+        try:
+            if self._one(client) is None:
+                return low, low
+            return low, int(client.get_watermark_offsets(TopicPartition(topic, number), cached=True)[1])
+        finally:
+            client.unassign()
 
     def _back(self, client: Consumer, topic: str, number: int, low: int, committed: int) -> int:
         """Where records of the rebuild window begin."""

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 
-from gg_ray.evaluate.suites import CADENCE_PLANS
 from gg_ray.grid import balance
 from gg_ray.grid.cases import load_case
 from gg_ray.grid.meters import MeterPlan, external_plan
@@ -55,7 +54,7 @@ Version = tuple[int, int]
 @functools.lru_cache(maxsize=1_024)
 def _plan(case: str, channels: bytes, sigma: bytes, step_s: float) -> MeterPlan:
     if case == balance.NAME:
-        steps = {balance.cadence_of(p): balance.balance_plan(p) for p in CADENCE_PLANS}
+        steps = {balance.cadence_of(p): balance.balance_plan(p) for p in balance.CADENCE_PLANS}
         if step_s not in steps:
             raise Poison("time", f"step_s {step_s:g}: {case} has scans of {', '.join(f'{s:g}' for s in steps)} s")
         found = steps[step_s]

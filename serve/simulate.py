@@ -93,8 +93,8 @@ class Twin:
             number += 1
 
     def status(self) -> dict[str, Any]:
-        """For the status of a feed: what was injected."""
-        return {"injected": [one.as_json() for one in self.injected]}
+        """For the status of a feed, from any thread: what was injected."""
+        return {"injected": [one.as_json() for one in tuple(self.injected)]}
 
     def _play(self, session: Session) -> Iterator[tuple[ScanMessage, tuple[Injected, ...]]]:
         step_ns, scans = int(self.step_s * 1e9), self.scans

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from serve.settings import KafkaSettings, Topics
 
@@ -71,7 +72,7 @@ def last_messages(kafka: KafkaSettings, topic: str, deadline_s: float = DEADLINE
     reader = Consumer(
         {
             **kafka.client(), "group.id": _READER, "log_level": 0, "enable.auto.commit": False,
-            "enable.partition.eof": True, "auto.offset.reset": "error",
+            "enable.partition.eof": True, "fetch.wait.max.ms": 10, "auto.offset.reset": "error",
             "allow.auto.create.topics": False,
         }
     )  # fmt: skip
@@ -82,16 +83,20 @@ def last_messages(kafka: KafkaSettings, topic: str, deadline_s: float = DEADLINE
         out: dict[int, Message | None] = dict.fromkeys(sorted(found.partitions))
         marks = {p: reader.get_watermark_offsets(TopicPartition(topic, p), timeout=_left(end)) for p in out}
         waiting = {p for p, (low, high) in marks.items() if high > low}
+        # to the end and not just one: Tansu's high watermark is the beginning of the last batch and one
         reader.assign([TopicPartition(topic, p, marks[p][1] - 1) for p in waiting])
         while waiting and time.monotonic() < end:
             message = reader.poll(0.2)
             if message is None:
                 continue
+            partition = message.partition()
+            assert partition is not None
             if (error := message.error()) is None:
-                out[message.partition()] = message
-            elif error.code() != KafkaError._PARTITION_EOF:
+                out[partition] = message
+            elif error.code() == KafkaError._PARTITION_EOF:
+                waiting.discard(partition)
+            else:
                 raise KafkaException(error)
-            waiting.discard(message.partition())
         if waiting:
             raise BrokerError(f"{kafka.bootstrap}: topic {topic}: no answer within {deadline_s:g} s")
         return out

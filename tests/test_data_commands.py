@@ -279,7 +279,7 @@ def test_check_of_a_store_and_of_what_cannot_be_read(
         ),
         ("data sync --days-back 0", "--days-back 0: at least 1"),
         ("feed --source replai", "did you mean replay"),
-        ("feed --to kafka", "--to kafka comes with the live service; until then pipe --to stdout"),
+        ("feed --to kafak", "did you mean kafka"),
         ("feed --to stdotu", "did you mean stdout"),
         ("feed --from 2024-06-01", "--from and files belong to --source replay"),
         ("feed --step 60", "choose from 1800, 300, 15"),

@@ -18,6 +18,7 @@ import numpy as np
 
 from gg_ray.config import BALANCE_CASE, EvaluateConfig, ScenarioConfig
 from gg_ray.evaluate.results import TimelineEvent
+from gg_ray.grid import balance
 from gg_ray.grid.cases import load_case
 from gg_ray.records import FAMILIES, Bool, Context, Event, Labels, Program, Window
 from gg_ray.scenario.attempt import Attempt
@@ -32,8 +33,6 @@ SUITE_SEED = 20_261_122
 """Root of every suite; another one would be another benchmark."""
 EVAL_PLANS = (1_000, 1_001)
 """Metering plans that training never draws."""
-CADENCE_PLANS = (1_000, 1_001, 1_003)
-"""The same on the national balance graph: half-hours, five minutes, 15 seconds."""
 _TRIES = 40
 DAY_SCANS = 1_440
 NATURAL_EVENTS = 2
@@ -134,7 +133,7 @@ class SuiteMaker:
         self.scenario = replace(scenario, gates="on", magnitude="d_eff", d_max=float("inf"), recheck_share=0.0)
         self.executor = executor_of(self.case, self.scenario, contexts, all_families=True, outages=outages)
         self.featurizer = Featurizer()
-        self.plans = CADENCE_PLANS if self.case.name == BALANCE_CASE else EVAL_PLANS
+        self.plans = balance.CADENCE_PLANS if self.case.name == BALANCE_CASE else EVAL_PLANS
 
     def windows(self) -> WindowSuite:
         """The window suite."""

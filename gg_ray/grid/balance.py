@@ -200,6 +200,10 @@ U_SUPPLY_MOVE, U_INDO_MOVE, N_USUAL = slice(4, 4 + N_SUPPLY), 4 + N_SUPPLY, 5 + 
 """Columns of what is usual, MW: medians of k and q, their sigmas, moves of each supply stream and of INDO."""
 
 
+CADENCE_PLANS = (1_000, 1_001, 1_003)
+"""Metering plans that training never draws: half-hours, five minutes, 15 seconds; what is evaluated and served."""
+
+
 def cadence_of(plan_id: int) -> float:
     """Scan interval, seconds, of a metering plan: plans take turns through CADENCES_S."""
     return CADENCES_S[plan_id % len(CADENCES_S)]
