@@ -29,7 +29,8 @@ CHEAP = {"n": 2, "r": 1, "p": 1}
 T0_MS = 1_700_000_000_000
 VERDICT = {
     "grid": "north", "case": "case14", "time": iso_ms(T0_MS * 10**6), "time_ms": T0_MS, "step_s": 60.0,
-    "version": "1.7", "kind": "feed", "verdict": "implausible", "p_value": 0.001, "p_class": "all grids", "p_implausible": 0.98, "p_disturbance": 0.2, "score": 4.0, "threshold": 2.2, "type": "S1",
+    "version": "1.7", "kind": "feed", "verdict": "implausible", "p_value": 0.001, "p_class": "all grids",
+    "p_implausible": 0.98, "p_disturbance": 0.2, "score": 4.0, "threshold": 2.2, "type": "S1",
     "buses": ["4"], "branches": [],
     "bus_p_values": [0.002], "onset": None, "corrected": {"4.v_pu": 1.018}, "note": "", "model": "verifier/v2",
     "origin": "simulated", "values": {"FREQ": 49.98},
