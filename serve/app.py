@@ -8,7 +8,6 @@ Source:  docs/live.md (contract), docs/adr/0023-http-edge.md
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -43,8 +42,8 @@ from serve.view import View
 def make_app(settings: LiveSettings, redis: Redis, scorer: Scorer, layout: Layout | None = None) -> FastAPI:
     """The app. Its client of Redis and its scorer are opened and closed by the caller.
 
-    `app.state.hub.close()` ends the pages' streams: whoever stops the server otherwise than by SIGTERM or SIGINT
-    calls it first, since servers wait for open answers.
+    `app.state.hub.end()` ends the pages' streams: whoever stops the server otherwise than by SIGTERM or SIGINT calls it
+    first, since servers wait for open answers.
     Raises: ConfigError as LiveSettings.preflight.
     """
     settings.preflight()
@@ -169,10 +168,10 @@ def _ended_by_signals(hub: Hub) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, before = asyncio.get_running_loop(), {}
+    before: dict[int, Any] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        asyncio.run_coroutine_threadsafe(hub.close(), loop)
+        hub.end()
         if callable(own := before[number]):
             own(number, frame)
 

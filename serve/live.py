@@ -201,6 +201,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        app.state.hub.end()  # the server waits for open answers, and pages' streams are such
         server.should_exit = True
         runner.stop()
         scorer.close()

@@ -169,7 +169,7 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
         last: Annotated[str | None, Query(pattern=_STREAM_ID)] = None,
         last_event_id: Annotated[str | None, Header(pattern=_STREAM_ID)] = None,
     ) -> Response:
-        """Events as they come in, or from the one after an id (Last-Event-ID, or `last` where headers cannot be set)."""
+        """Events as they come in, or from the one after an id (Last-Event-ID, or `last` without headers)."""
         return EventStream(parts.hub, parts.metrics, last_event_id or last, grid)
 
     @app.get("/v1/status", dependencies=[require("read")], tags=["read"],

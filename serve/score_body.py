@@ -56,7 +56,7 @@ def windows_from(body: bytes, content_type: str, limits: HttpSettings) -> list[t
 def strict_json(body: bytes, max_depth: int) -> Any:
     """JSON by the letter of RFC 8259, with every name once.
 
-    Raises: Problem 400 for what is no JSON (NaN and Infinity are none), 422 for a repeated name or nesting beyond max_depth.
+    Raises: Problem 400 for what is no JSON (NaN and Infinity are none), 422 for a repeated name or too deep nesting.
     """
     depth = 0
     for token in _TOKEN.finditer(body):  # before parsing: the parser recurses
