@@ -21,7 +21,8 @@ def model_of(record: type, **more: Any) -> type[BaseModel]:
     """A pydantic model with the fields of a TypedDict or dataclass and some more."""
     hints = get_type_hints(record)
     own = {name: (hints[name], ...) for name in ([f.name for f in fields(record)] if record is Verdict else hints)}
-    return create_model(record.__name__, **own, **more)
+    made: type[BaseModel] = create_model(record.__name__, **{**own, **more})
+    return made
 
 
 VerdictModel = model_of(records.VerdictRecord)

@@ -72,10 +72,11 @@ def letters(kafka: KafkaSettings, limit: int, error: str | None = None) -> Itera
                         raise BrokerError(f"{topic}/{number}: nothing heard for {QUIET_S:g} s")
                     continue
                 heard = time.monotonic()
-                if message.error() is not None:
-                    if message.error().code() == KafkaError._PARTITION_EOF:
+                trouble = message.error()
+                if trouble is not None:
+                    if trouble.code() == KafkaError._PARTITION_EOF:
                         break
-                    raise BrokerError(f"{topic}/{number}: {message.error()}")
+                    raise BrokerError(f"{topic}/{number}: {trouble}")
                 if error is None or (b"gg.error", error.encode()) in _named(message):
                     given += 1
                     yield message

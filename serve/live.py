@@ -116,11 +116,10 @@ def serve_command(options: ServeOptions, env: Mapping[str, str]) -> int:
     ended = threading.Event()
     before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with tempfile.TemporaryDirectory(prefix="gg-serve-") as folder:
-            with _engine(options.engine)(settings, Path(folder)):
-                sys.stdout.write(f"serving on http://{options.host}:{options.port}/  (Ctrl-C ends)\n")
-                sys.stdout.flush()
-                ended.wait()
+        with tempfile.TemporaryDirectory(prefix="gg-serve-") as home, _engine(options.engine)(settings, Path(home)):
+            sys.stdout.write(f"serving on http://{options.host}:{options.port}/  (Ctrl-C ends)\n")
+            sys.stdout.flush()
+            ended.wait()
         return 0
     finally:
         for number, handler in before.items():
@@ -160,14 +159,14 @@ def on_serve(settings: LiveSettings, folder: Path) -> Iterator[None]:
     home = tempfile.mkdtemp(prefix="gg-")  # short: paths of Unix sockets end at 107 bytes
     ray.init(
         address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
-        logging_level="error", object_store_memory=256 * 2**20, _temp_dir=home,
+        logging_level=logging.ERROR, object_store_memory=256 * 2**20, _temp_dir=home,
     )  # fmt: skip
     try:
         serve.start(http_options={"host": settings.http.host, "port": settings.http.port})
         serve.run(application(settings, str(folder / "models")), name="gg", route_prefix="/")
         yield
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
@@ -179,7 +178,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
 
     from serve.app import make_app
     from serve.consumer import Runner
-    from serve.judges import ReplicaScorer
+    from serve.judges import ReplicaJudge
     from serve.layouts import layout_of
     from serve.scorers import LocalScorer
     from serve.verifier import Replica
@@ -188,7 +187,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
     replica.want({"registries": settings.registries, "budget": settings.budget})
     scorer = LocalScorer(replica)
     runner = Runner(settings, scorer, "consumer-0")
-    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaScorer(replica), layout_of)
+    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaJudge(replica), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, settings.http.host, settings.http.port, log_level="warning"))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # this process has its own
     thread = threading.Thread(target=server.run, name="http", daemon=True)

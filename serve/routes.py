@@ -155,7 +155,7 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
         id: Incident,
         action: Literal["ack", "unack", "shelve", "unshelve"],
         caller: Annotated[Caller, require("operate")],
-        body: Annotated[answers.Act, Body()] = answers.Act(),  # noqa: B008 - what is sent for an empty body
+        body: Annotated[answers.Act, Body()] = answers.Act(note="", minutes=60),  # noqa: B008 - what is sent for an empty body
     ) -> Response:
         """Acknowledge or shelve an incident, or take that back. The same request twice does it once."""
         assert caller.principal is not None

@@ -78,8 +78,8 @@ def _no_number(name: str) -> NoReturn:
 def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise Problem(422, f"{SOURCE}: the name {twice!r} is given twice in one object")
     return out
 

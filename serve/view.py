@@ -113,7 +113,7 @@ class View:
     async def history(self, grid: str, limit: int, before: str | None = None) -> list[tuple[str, str]]:
         """(stream id, JSON) of up to `limit` verdicts of a grid, oldest first: the newest, or those before an id."""
         await self.grid(grid)
-        found = await self._redis.xrevrange(keys.verdicts(grid), f"({before}" if before else "+", "-", count=limit)
+        found: Any = await self._redis.xrevrange(keys.verdicts(grid), f"({before}" if before else "+", "-", count=limit)
         return [(text(entry), _field(fields, "json")) for entry, fields in reversed(found)]
 
     @bounded
