@@ -13,8 +13,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
+from gg_ray.live_options import DeadLettersOptions
 from serve.dead_letters import OURS
-from serve.serve_options import DeadLettersOptions
 from serve.settings import KafkaSettings
 from serve.topics import BrokerError
 

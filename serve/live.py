@@ -20,54 +20,17 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from gg_ray.config import ConfigError
+from gg_ray.live_options import LiveOptions, ServeOptions
 from serve import topics
 from serve.embedded import Broker, redis_url
-from serve.serve_options import ServeOptions
 from serve.settings import HttpSettings, LiveSettings, kafka_from, redis_url_from
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveOptions:
-    """The live path on this machine; ends with Ctrl-C."""
-
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """replay: history files, such as the frequency trace of 9 August 2019."""
-    source: Literal["simulate", "replay", "insights", "elexondataportal", "iris", "none"] = "simulate"
-    """Where scans come from; none waits for somebody else's."""
-    engine: Literal["serve", "plain"] = "serve"
-    """serve: on Ray Serve; plain: all in this process."""
-    case: str = "gb29"
-    """simulate: which grid."""
-    incidents: int = 5
-    """simulate: anomalies a day."""
-    disturbances: int = 2
-    """simulate: real disturbances a day."""
-    speed: float = 60.0
-    """simulate, replay: recorded seconds per second."""
-    seed: int = 0
-    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """replay: first day (UTC) or time."""
-    step: int | None = None
-    """replay: length of a scan, s: 1800, 300 or 15."""
-    run: tuple[str, ...] = ()
-    """Run folders whose champions judge, before the models of the package."""
-    budget: float = 1.0
-    """Incidents a day and grid that thresholds are set for, where the model knows its benign days; 0: as registered."""
-    port: int = 8000
-    """Of the page, on the loopback interface."""
-    open: bool = False
-    """Open the page in a browser."""
-    folder: Path | None = None
-    """For logs of the broker and the store's files; a temporary one when not given."""
 
 
 def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
