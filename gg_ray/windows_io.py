@@ -32,6 +32,8 @@ from gg_ray.grid.units import wrong_unit
 from gg_ray.records import F64, Window
 
 MAX_SCANS = 10_000
+_MAX_NAME = 120
+"""Characters of a foreign name that an error repeats."""
 
 
 class WindowFileError(ValueError):
@@ -174,7 +176,8 @@ def _same_grid(row: Mapping[str, Any], case: GridCase, where: str) -> None:
     named = row.get("buses")
     if named is not None:
         given = [str(name) for name in named] if isinstance(named, Sequence) and not isinstance(named, str) else []
-        strange = [name for name in given if name not in set(case.bus_names)]
+        known = set(case.bus_names)
+        strange = [name[:_MAX_NAME] for name in given if name not in known]
         if strange:
             near = difflib.get_close_matches(strange[0], case.bus_names, n=1)
             hint = f" (the nearest is {near[0]!r})" if near else ""
@@ -188,9 +191,13 @@ def _same_grid(row: Mapping[str, Any], case: GridCase, where: str) -> None:
     declared = row.get("topology")
     if declared is not None and declared != case.topology():
         raise WindowFileError(
-            f"{where}: topology {declared!r} is not that of {case.name} here ({case.topology()}): its buses, branches"
+            f"{where}: topology {_quoted(declared)} is not that of {case.name} here ({case.topology()}): its buses, branches"
             " or parameters differ; export the window from this version of the grid"
         )
+
+
+def _quoted(value: Any) -> str:
+    return repr(value)[:_MAX_NAME]
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -236,7 +243,7 @@ def _number(row: Mapping[str, Any], name: str, default: float, where: str) -> fl
     if value is None:
         return default
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:
-        raise WindowFileError(f"{where}: {name} {value!r} is not a number")
+        raise WindowFileError(f"{where}: {name} {_quoted(value)} is not a number")
     return value
 
 
@@ -245,7 +252,9 @@ def _moves(given: Any, branches: int, where: str) -> tuple[tuple[int, float, int
         listed = json.loads(given) if isinstance(given, str) and given else given or []
         moves = tuple((int(branch), float(ratio), int(first)) for branch, ratio, first in listed)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise WindowFileError(f"{where}: moves must list [branch, new ratio, first scan], not {given!r}") from error
+        raise WindowFileError(
+            f"{where}: moves must list [branch, new ratio, first scan], not {_quoted(given)}"
+        ) from error
     for branch, ratio, first in moves:
         if abs(first) > MAX_SCANS:
             raise WindowFileError(f"{where}: move of branch {branch} from scan {first}; scans count from 0")

@@ -20,7 +20,7 @@ import numpy as np
 from gg_ray.grid import balance
 from gg_ray.grid.cases import load_case
 from gg_ray.grid.meters import MeterPlan, external_plan
-from gg_ray.records import F64, I64, U8
+from gg_ray.records import F64, I64, U8, Bool
 from serve.wire import Poison, ScanMessage
 
 
@@ -34,6 +34,8 @@ class Block:
     tap: F64
     x_scale: F64
     offset: I64
+    heard: Bool
+    """False for a scan that never came."""
 
     @classmethod
     def room(cls, rows: int, meters: int, branches: int) -> Block:
@@ -41,6 +43,7 @@ class Block:
         return cls(
             np.empty((rows, meters)), np.empty((rows, meters), np.uint8), np.empty((rows, branches), np.uint8),
             np.empty((rows, branches)), np.empty((rows, branches)), np.empty(rows, np.int64),
+            np.zeros(rows, np.bool_),
         )  # fmt: skip
 
 
@@ -69,6 +72,15 @@ def plan_of_message(message: ScanMessage) -> MeterPlan:
     return _plan(message.case, message.channels.tobytes(), message.sigma.tobytes(), message.step_s)
 
 
+def _same_meters(one: MeterPlan, other: MeterPlan) -> bool:
+    """Meters are compared by what they are: more grids than the cache holds would begin anew with every scan."""
+    return one is other or (
+        one.plan_id == other.plan_id
+        and np.array_equal(one.channels, other.channels)
+        and np.array_equal(one.sigma, other.sigma)
+    )
+
+
 class Ring:
     """The last scans of one grid."""
 
@@ -77,8 +89,6 @@ class Ring:
         self.plan: MeterPlan | None = None
         self.step_s, self.case = 0.0, ""
         self.version: Version | None = None
-        self.gap = 0
-        """Scans before the newest one that never came."""
         self.restarts = 0
         self.rows = 0
         self.block = Block.room(0, 0, 0)
@@ -89,6 +99,12 @@ class Ring:
     def filled(self) -> int:
         """Scans that the next window has, T at most."""
         return min(self.rows, self.scans)
+
+    @property
+    def gap(self) -> int:
+        """Scans just before the newest one that never came."""
+        before = self.block.heard[self.rows - self.filled : self.rows - 1][::-1]
+        return int(before.size if not before.any() else before.argmax())
 
     @property
     def time_ns(self) -> int:
@@ -107,6 +123,8 @@ class Ring:
         Raises: Poison for meters that the grid cannot have
         """
         plan = plan_of_message(message)
+        if self.plan is not None and _same_meters(plan, self.plan):
+            plan = self.plan
         if self.version is not None and version <= self.version:
             return "duplicate"
         afresh = self.version is None or version[0] != self.version[0]
@@ -121,8 +139,7 @@ class Ring:
             return self._late(message, -apart)
         if apart > max(self.scans // 2, 1):
             return self._restart(message, plan, offset)
-        self.gap = apart - 1
-        for _ in range(self.gap):  # known from the scan before on, so that reading back finds the same gap
+        for _ in range(apart - 1):  # known from the scan before on, so that reading back finds the same gap
             self._append(None, int(self.block.offset[self.rows - 1]))
         self._append(message, offset)
         self._time_ns = message.time_ns
@@ -131,7 +148,7 @@ class Ring:
     def _restart(self, message: ScanMessage, plan: MeterPlan, offset: int) -> Place:
         self.restarts += self.rows > 0
         self.plan, self.step_s, self.case = plan, message.step_s, message.case
-        self.rows, self.gap = 0, 0
+        self.rows = 0
         self._fresh(message.z_M.size, message.status_E.size)
         self._append(message, offset)
         self._time_ns = message.time_ns
@@ -149,22 +166,33 @@ class Ring:
         """A row; None for a scan that never came: nothing was read, what was declared still holds."""
         if self.rows == self.block.z.shape[0]:
             self._fresh(self.block.z.shape[1], self.block.status.shape[1])
-        b, at, last = self.block, self.rows, self.rows - 1
         if message is None:
-            b.z[at] = np.nan
-            b.age[at] = np.where(b.age[last] >= _NEVER - 1, b.age[last], b.age[last] + 1)
-            b.status[at], b.tap[at], b.x_scale[at] = b.status[last], b.tap[last], b.x_scale[last]
+            self._miss(self.rows)
         else:
-            b.z[at], b.age[at], b.status[at] = message.z_M, message.age_M, message.status_E
-            b.tap[at], b.x_scale[at] = message.tap_E, message.x_scale_E
-        b.offset[at] = offset
+            self._put(self.rows, message)
+        self.block.offset[self.rows] = offset
         self.rows += 1
+
+    def _put(self, at: int, message: ScanMessage) -> None:
+        b = self.block
+        b.z[at], b.age[at], b.status[at] = message.z_M, message.age_M, message.status_E
+        b.tap[at], b.x_scale[at], b.heard[at] = message.tap_E, message.x_scale_E, True
+
+    def _miss(self, at: int) -> None:
+        b, last = self.block, at - 1
+        b.z[at], b.heard[at] = np.nan, False
+        b.age[at] = np.where(b.age[last] >= _NEVER - 1, b.age[last], b.age[last] + 1)
+        b.status[at], b.tap[at], b.x_scale[at] = b.status[last], b.tap[last], b.x_scale[last]
 
     def _late(self, message: ScanMessage, back: int) -> Place:
         """Put a scan of the past where it belongs, in a block of its own; one of before the window is left out."""
         if back >= self.filled:
             return "late"
         self._fresh(message.z_M.size, message.status_E.size)
-        b, at = self.block, self.rows - 1 - back
-        b.z[at], b.age[at], b.status[at] = message.z_M, message.age_M, message.status_E
+        at = self.rows - 1 - back
+        self._put(at, message)
+        for after in range(at + 1, self.rows):  # what it declared holds for the scans after it that never came
+            if self.block.heard[after]:
+                break
+            self._miss(after)
         return "newest" if back == 0 else "late"

@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -37,6 +37,8 @@ MAX_BYTES = 8 * 2**20
 """Largest message that is decoded; a scan of 10,000 buses has 1.5 MB."""
 MAX_JSON = 2**20
 MAX_NAME = 120
+MAX_TEXT = 400
+"""Longest reason."""
 ORIGINS = ("live", "cache", "replay", "simulated", "manual")
 TRACEPARENT = "traceparent"
 """Kafka header with the W3C trace context."""
@@ -51,7 +53,8 @@ class Poison(ValueError):
     """
 
     def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
+        # the text may quote the message, which can be long or hold half a surrogate pair: it goes into logs and headers
+        super().__init__(text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode())
         self.kind = kind
 
 
@@ -97,7 +100,7 @@ def encode(message: ScanMessage) -> bytes:
         pa.array([m.epoch], pa.int64()), pa.array([m.seq], pa.int64()), pa.array([m.origin]),
         _listed(m.channels.astype(np.int32)), _listed(m.sigma), _listed(m.z_M),
         _listed(m.age_M if m.age_M.any() else None, pa.uint8()),
-        _listed(None if m.status_E.all() else m.status_E, pa.uint8()),
+        _listed(None if (m.status_E == 1).all() else m.status_E, pa.uint8()),
         _listed(None if np.array_equal(m.tap_E, case.tap) else m.tap_E, pa.float64()),
         _listed(None if (m.x_scale_E == 1.0).all() else m.x_scale_E, pa.float64()),
         pa.array([list(m.values.items())], pa.map_(pa.string(), pa.float64())),
@@ -126,8 +129,8 @@ def decode(payload: bytes, registry: SchemaRegistry | None = None) -> ScanMessag
         raise Poison("schema", "neither a zero byte with a schema id nor a JSON object")
     number = _ID.unpack_from(payload)[1]
     form = (registry or SchemaRegistry.packaged()).form(number)
-    if form is None:
-        raise Poison("schema", f"schema id {number} is not in the registry")
+    if form not in ("arrow", "json"):
+        raise Poison("schema", f"schema id {number} is {'not in the registry' if form is None else f'of form {form}'}")
     return _from_arrow(payload[_ID.size :]) if form == "arrow" else _from_json(payload[_ID.size :])
 
 
@@ -153,15 +156,15 @@ def _from_arrow(body: bytes) -> ScanMessage:
     if batch.num_rows != 1:
         raise Poison("shape", f"{batch.num_rows} rows; a message is one scan")
     column = dict(zip(batch.schema.names, batch.columns, strict=True))
+    if absent := [f.name for f in batch.schema if not f.nullable and column[f.name].null_count]:
+        raise Poison("shape", f"{', '.join(absent)} may not be null")
     row: dict[str, Any] = {
         name: column[name][0].as_py() for name in ("grid", "case", "time_ns", "step_s", "epoch", "seq", "origin")
     }
     lists = {name: _numpy(column[name], name) for name in ("channels", "sigma", "z", "age", "status", "tap", "x_scale")}
-    values, streams = (dict(column[name][0].as_py() or ()) for name in ("values", "streams"))
+    values, streams = (dict(column[name][0].as_py()) for name in ("values", "streams"))
     case = _case(row["case"])
     channels, sigma, z = (lists[name] for name in ("channels", "sigma", "z"))
-    if channels is None or sigma is None or z is None:
-        raise Poison("shape", "channels, sigma and z are needed")
     if z.shape != channels.shape:
         raise Poison("shape", f"z has {z.size} readings for {channels.size} meters")
     channels, sigma = _meters(case.name, channels.tobytes(), sigma.tobytes())
@@ -242,11 +245,14 @@ def _from_json(body: bytes) -> ScanMessage:
         raise Poison("size", f"{len(body):,} bytes of JSON; at most {MAX_JSON:,}, larger scans go as Arrow")
     try:
         row = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except Poison:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError itself: a number of more digits than Python reads
         raise Poison("encoding", f"not JSON ({_short(error)})") from None
     if not isinstance(row, dict) or not isinstance(row.get("grid"), str):
         raise Poison("shape", "a JSON scan is an object with a field grid")
-    row = {"case": row["grid"], "step_s": 60.0, "origin": "manual", "values": {}, "streams": {}, **row}
+    given = {name: value for name, value in row.items() if value is not None}
+    row = {"case": row["grid"], "step_s": 60.0, "origin": "manual", "values": {}, "streams": {}, **given}
     _case(row["case"])
     try:
         window, plan = window_of({**row, "t0_ns": _time(row), "moves": None}, f"scan of {row['grid'][:MAX_NAME]}")
@@ -258,7 +264,7 @@ def _from_json(body: bytes) -> ScanMessage:
         if not isinstance(row[name], dict):
             raise Poison("value", f"{name} must be an object")
     return _checked(ScanMessage(
-        grid=row["grid"], case=window.case, time_ns=window.t0_ns, step_s=window.step_s, channels=plan.channels,
+        grid=row["grid"], case=window.case, time_ns=window.t0_ns, step_s=float(window.step_s), channels=plan.channels,
         sigma=plan.sigma, z_M=window.z_TM[0], age_M=window.age_TM[0], status_E=window.status_TE[0], tap_E=window.tap_E,
         x_scale_E=window.x_scale_E, epoch=row.get("epoch"), seq=row.get("seq"), origin=row["origin"],
         values=row["values"], streams=row["streams"],
@@ -318,13 +324,24 @@ def _checked(message: ScanMessage) -> ScanMessage:
         isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**53 for v in versions
     ):
         raise Poison("value", f"epoch {m.epoch} and seq {m.seq}: whole numbers from 0, both or neither")
-    _entries(m.values, lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v), "values")
-    _entries(m.streams, lambda v: isinstance(v, str) and len(v) <= MAX_NAME, "streams")
+    _entries(m.values, _is_number, "values")
+    _entries(m.streams, _is_word, "streams")
     return m
 
 
-def _entries(given: Mapping[str, Any], good: Any, name: str) -> None:
-    if len(given) > 200 or any(not isinstance(k, str) or len(k) > MAX_NAME or not good(v) for k, v in given.items()):
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= 2**53 if isinstance(value, int) else math.isfinite(value)
+
+
+def _is_word(value: Any) -> bool:
+    """Half a surrogate pair, which JSON can spell, is no character and cannot be written anywhere."""
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
+
+
+def _entries(given: Mapping[str, Any], good: Callable[[Any], bool], name: str) -> None:
+    if len(given) > 200 or any(not _is_word(k) or not good(v) for k, v in given.items()):
         raise Poison("value", f"{name}: at most 200 entries with short names and finite numbers or short words")
 
 

@@ -34,6 +34,7 @@ _WIDE = 10.0
 """Multiple of nominal that no unit's factor reaches (the least is 57.3 / 4, degrees)."""
 
 
+@np.errstate(over="ignore")
 def wrong_unit(case: GridCase, channels: I64, z_TM: F64) -> str | None:
     """What is wrong with the units of a window and the way out, None where nothing is.
 
@@ -61,7 +62,7 @@ def usual_range(case: str, channels: bytes) -> tuple[F64, F64]:
     nominal = np.abs(measure(grid, grid.v0[None], channels=at)[0])
     power = np.where(nominal > _SMALL_PU, _WIDE * nominal, np.inf)
     power = np.minimum(power, max(float(np.abs(grid.load_p).sum()), 1.0))
-    angle = np.where(nominal > _SMALL_RAD, _WIDE * nominal, np.pi)
+    angle = np.minimum(np.where(nominal > _SMALL_RAD, _WIDE * nominal, np.pi), np.pi)
     high = np.where(kind == 0, (1.0 - _RELATIVE_KV) * _NOT_PU, np.where(kind == 3, angle, power))
     return np.where(kind == 0, 1e-6, -high), high
 

@@ -50,7 +50,7 @@ class SchemaRegistry:
         return cls()
 
     def form(self, number: int) -> str | None:
-        """arrow or json; None for a number that the registry does not have.
+        """arrow or json (or what a newer registry knows); None for a number that the registry does not have.
 
         Raises: RegistryDown for an unknown number while the registry cannot be read.
         """
@@ -59,7 +59,7 @@ class SchemaRegistry:
                 entries = json.loads(self.path.read_text())
                 self._known = {int(key): str(entry["form"]) for key, entry in entries.items()}
                 self._read_at = self._clock()
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RegistryDown(f"schema registry {self.path.name}: {error}") from None
         return self._known.get(number)
 
