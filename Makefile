@@ -11,7 +11,8 @@ PYTHON ?= python3
 ARGS ?=
 BENCH ?= scenarios
 PYTEST_ARGS ?=
-PYTEST_WORKERS ?= 2
+# one more than two cores: tests of brokers, stores and browsers mostly wait
+PYTEST_WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin

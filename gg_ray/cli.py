@@ -26,6 +26,7 @@ from gg_ray.config import CORE_SUITE, OUTSIDE_SUITE, ConfigError, RunConfig, did
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.files import REFUSALS, refusal
+from gg_ray.live_options import DeadLettersOptions, KeysOptions, LiveOptions, ServeOptions
 from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
@@ -345,15 +346,14 @@ def feed(args: Sequence[str]) -> int:
 
 def live(args: Sequence[str]) -> int:
     """`gg-ray live`: broker, store, feed, consumer, Verifier and page on this machine."""
-    from serve.live import LiveOptions, live_command
+    options = parse(LiveOptions, args, prog="gg-ray live")
+    from serve.live import live_command
 
-    return live_command(parse(LiveOptions, args, prog="gg-ray live"), os.environ)
+    return live_command(options, os.environ)
 
 
 def serve(args: Sequence[str]) -> int:
     """`gg-ray serve`: consumer, Verifier and page against a broker and a Redis that run."""
-    from serve.serve_options import ServeOptions
-
     options = parse(ServeOptions, args, prog="gg-ray serve")
     from serve.live import serve_command
 
@@ -362,8 +362,6 @@ def serve(args: Sequence[str]) -> int:
 
 def keys(args: Sequence[str]) -> int:
     """`gg-ray keys add|list|revoke`."""
-    from serve.serve_options import KeysOptions
-
     options = parse(KeysOptions, args, prog="gg-ray keys")
     from serve.keys_command import keys_command
 
@@ -372,8 +370,6 @@ def keys(args: Sequence[str]) -> int:
 
 def dead_letters(args: Sequence[str]) -> int:
     """`gg-ray dead-letters list|replay`."""
-    from serve.serve_options import DeadLettersOptions
-
     options = parse(DeadLettersOptions, args, prog="gg-ray dead-letters")
     from serve.dead_letters_command import dead_letters as command
     from serve.settings import kafka_from
