@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -29,7 +28,7 @@ from serve.asks import Ask, Scored
 from serve.embedded import RedisServer
 from serve.layouts import layout_of
 from serve.models import Models
-from serve.records import dump, iso_ms
+from serve.records import iso_ms
 from serve.rings import Ring, plan_of_message
 from serve.scoring import ModelsScorer
 from serve.scribe import Heard, Scribe
@@ -88,11 +87,6 @@ class Playback:
         self.store.say("feed", "feed-0", {"state": "running", "source": "simulate", "trouble": "", "at_ms": now})
 
 
-def strict(models: Models, case: str, limit: float) -> Models:
-    """The models with another threshold for a grid."""
-    return Models([replace(model, limits={**model.limits, case: limit}) for model in models.models])
-
-
 @contextmanager
 def served(socket: Path, models: Models) -> Iterator[str]:
     """The HTTP edge over a Redis at a Unix socket, in a thread; gives its address."""
@@ -131,14 +125,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=25)
     parser.add_argument("--scans", type=int, default=200, help="length of the session")
     parser.add_argument("--until", type=int, default=168, help="scan at which the picture is taken")
-    parser.add_argument("--limit", type=float, default=4.0, help="threshold of the grid, logit, as a deployment sets it")
+    parser.add_argument("--budget", type=float, default=1.0, help="incidents a day that thresholds are set for")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     twin = Twin(given.case, incidents=2, disturbances=1, seed=given.seed, scans=given.scans)
     folder = Path(tempfile.mkdtemp(prefix="gg-"))
     try:
-        with RedisServer(folder, durable=False, unix_socket=True) as server, Redis(unix_socket_path=str(server.socket)) as redis:
-            playback = Playback(strict(Models.load([]), given.case, given.limit), redis)
+        with (
+            RedisServer(folder, durable=False, unix_socket=True) as server,
+            Redis(unix_socket_path=str(server.socket)) as redis,
+        ):
+            playback = Playback(Models.load([], given.budget), redis)
             for number, (scan, truth) in zip(range(given.until), twin, strict=False):
                 said = playback.take(scan)
                 if truth or said not in ("normal", "cannot tell"):
@@ -150,7 +147,6 @@ def main() -> None:
             with served(server.socket, playback.models) as address, sync_playwright() as play:
                 browser = play.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGS)
                 shoot(browser, address, given.out / "page-1280.png", 1280, 860, "light")
-                shoot(browser, address, given.out / "page-dark.png", 1280, 860, "dark")
                 shoot(browser, address, given.out / "page-phone.png", 390, 844, "light")
                 browser.close()
     finally:
