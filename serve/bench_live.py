@@ -102,7 +102,11 @@ class _Track:
         last: Any = "0"
         client = self._redis
         while True:
-            for _, entries in client.xread({keys.EVENTS: last}, count=1_000, block=1_000) or ():
+            try:
+                found = client.xread({keys.EVENTS: last}, count=1_000, block=1_000)
+            except redis.exceptions.ConnectionError:  # the run is over
+                return
+            for _, entries in found or ():
                 now = time.monotonic()
                 with self._seen:
                     for entry, fields in entries:
