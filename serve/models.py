@@ -190,13 +190,13 @@ class Models:
     def answer(self, asks: Sequence[Ask]) -> list[list[Scored]]:
         """Answers of every ask, in order. What cannot be judged says so by itself and harms nobody else."""
         self._asked += 1
-        by_model: dict[str, tuple[Model, list[int]]] = {}
+        by_model: dict[int, tuple[Model, list[int]]] = {}
         for i, ask in enumerate(asks):
             try:
                 model = self.answers_for(ask.grid, ask.case)
             except RegistryError:
                 continue
-            by_model.setdefault(model.name, (model, []))[1].append(i)
+            by_model.setdefault(id(model), (model, []))[1].append(i)
         out: list[list[Scored]] = [
             [Scored(verdict=None, error=f"no model judges {ask.case}")] * len(ask.end_ns) for ask in asks
         ]
@@ -228,10 +228,10 @@ class Models:
 
     def verdicts(self, windows: Sequence[tuple[Window, Any]]) -> list[Verdict]:
         """Verdicts of windows from HTTP, in order.  Raises: RegistryError, WindowFileError"""
-        by_model: dict[str, tuple[Model, list[int]]] = {}
+        by_model: dict[int, tuple[Model, list[int]]] = {}
         for i, (window, _) in enumerate(windows):
             model = self.of(window.case)
-            by_model.setdefault(model.name, (model, []))[1].append(i)
+            by_model.setdefault(id(model), (model, []))[1].append(i)
         out: dict[int, Verdict] = {}
         for model, mine in by_model.values():
             judged = model.judged([windows[i] for i in mine])

@@ -24,6 +24,7 @@ import torch
 from ray import serve
 
 from gg_ray.config import ConfigError, did_you_mean
+from gg_ray.files import write_atomic
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import Verdict, Window
 from gg_ray.registry import Registry, RegistryError
@@ -63,6 +64,9 @@ class Wanted:
                 raise ConfigError(
                     f"user_config {name!r}{did_you_mean(name, names) or ';'} known are {', '.join(names)}"
                 )
+        for name, value in given.items():
+            if not _fits(value, getattr(cls(), name)):
+                raise ConfigError(f"user_config {name}: {value!r}; such as {getattr(cls(), name)!r}")
         wanted = cls(**{**given, "registries": tuple(given.get("registries", ()))})
         if not (0.0 <= wanted.canary <= 1.0 and 0.0 <= wanted.shadow <= 1.0 and wanted.budget >= 0.0):
             raise ConfigError(
@@ -84,6 +88,15 @@ class Wanted:
         return tuple((str(p), p.stat().st_mtime_ns) for root in roots for p in sorted(root.glob("models/*/aliases/*")))
 
 
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of a default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, type(default))
+
+
 class Replica:
     """Models at work in one process, with a watcher that exchanges them. Plain Python: Serve wraps it below.
 
@@ -95,9 +108,14 @@ class Replica:
         self.name = f"{name}-{os.getpid()}"
         self.models: Models | None = None
         self.previous: Models | None = None
+<<<<<<< HEAD
         self._wanted = Wanted()
         self._loaded_for: tuple[Wanted, tuple[tuple[str, int], ...]] = (Wanted(), ())
         self._trouble, self._swaps, self._answered = "", 0, 0
+=======
+        self._wanted, self._loaded_for = Wanted(), (Wanted(), ())
+        self._refused, self._trouble, self._swaps, self._answered = "", "", 0, 0
+>>>>>>> units
         self._since = time.time()
         self._good = Path(state_dir) / GOOD if state_dir else None
         self._store = Store.connect(redis_url, "verifier") if redis_url else None
@@ -110,10 +128,10 @@ class Replica:
         Never raises: a bad configuration is told in `about` and the models at work stay.
         """
         try:
-            self._wanted = Wanted.of(given)
+            self._wanted, self._refused = Wanted.of(given), ""
         except (ConfigError, TypeError) as error:
-            self._trouble = f"user_config: {error}"
-            LOG.error("%s", self._trouble)
+            self._refused = str(error)
+            LOG.error("%s", self._refused)
         if self.models is None:
             self._exchange()
         if not self._thread.is_alive():
@@ -139,12 +157,12 @@ class Replica:
 
     def _exchange(self) -> None:
         """Load what is wanted and put it to work; on failure keep what there is, or what last worked."""
-        wanted = self._wanted
-        aliases = wanted.aliases() if wanted.follow else ()
+        wanted, aliases = self._wanted, ()
         try:
+            aliases = wanted.aliases() if wanted.follow else ()
             models = wanted.load()
-        except (RegistryError, OSError, ValueError, KeyError) as error:
-            self._trouble = f"{' '.join(str(error).split())}"
+        except Exception as error:  # whatever a push holds: it changes nothing
+            self._trouble = " ".join(str(error).split()) or type(error).__name__
             LOG.error("not served: %s", self._trouble)
             self._loaded_for = (wanted, aliases)
             if self.models is None:
@@ -153,10 +171,19 @@ class Replica:
         self.previous, self.models = self.models, models
         self._loaded_for, self._trouble = (wanted, aliases), ""
         self._swaps += 1
-        if self._good is not None:
-            self._good.parent.mkdir(parents=True, exist_ok=True)
-            self._good.write_text(json.dumps({"registries": wanted.registries, "version": wanted.version}))
+        self._keep(wanted)
         LOG.info("serving %s", ", ".join(model.name for model in models.models))
+
+    def _keep(self, wanted: Wanted) -> None:
+        """Note what works for the next process; a disk that does not take it is no reason to stop."""
+        if self._good is None:
+            return
+        good = {"registries": wanted.registries, "version": wanted.version, "budget": wanted.budget}
+        try:
+            self._good.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._good, json.dumps(good))
+        except OSError as error:
+            LOG.warning("%s: %s", self._good, error)
 
     def _last_good(self) -> Wanted:
         """What worked before this process began, else the models of the package."""
@@ -204,7 +231,7 @@ class Replica:
     def about(self) -> dict[str, Any]:
         """What is served, since when, and what went wrong with what was wanted."""
         return {
-            "name": self.name, "models": self.models.about() if self.models else [], "trouble": self._trouble,
+            "name": self.name, "models": self.models.about() if self.models else [], "trouble": self._refused or self._trouble,
             "swaps": self._swaps, "windows": self._answered, "since_ms": int(self._since * 1e3),
             "time_ms": int(time.time() * 1e3),
         }  # fmt: skip
