@@ -108,14 +108,9 @@ class Replica:
         self.name = f"{name}-{os.getpid()}"
         self.models: Models | None = None
         self.previous: Models | None = None
-<<<<<<< HEAD
         self._wanted = Wanted()
         self._loaded_for: tuple[Wanted, tuple[tuple[str, int], ...]] = (Wanted(), ())
-        self._trouble, self._swaps, self._answered = "", 0, 0
-=======
-        self._wanted, self._loaded_for = Wanted(), (Wanted(), ())
         self._refused, self._trouble, self._swaps, self._answered = "", "", 0, 0
->>>>>>> units
         self._since = time.time()
         self._good = Path(state_dir) / GOOD if state_dir else None
         self._store = Store.connect(redis_url, "verifier") if redis_url else None
