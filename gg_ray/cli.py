@@ -393,7 +393,7 @@ class BenchOptions:
     """A named performance benchmark; prints a table and, last, one JSON line."""
 
     name: tyro.conf.Positional[str]
-    """scenarios, residual, replay, selfplay, verifier, elexon or baselines."""
+    """scenarios, residual, replay, selfplay, verifier, elexon, baselines, live or http."""
     case: str | None = None
     """Grid, where the benchmark takes one."""
     buses: int = 10_000
@@ -433,6 +433,8 @@ def bench(args: Sequence[str]) -> int:
             hundred_k=options.hundred_k,
         ),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
+        "live": lambda: _serve_bench("live").run(case=options.case or "case118", seed=options.seed),
+        "http": lambda: _serve_bench("http").run(case=options.case or "case118", seed=options.seed),
         "baselines": lambda: _bench("baselines").run(
             case=options.case or "case30",
             seed=options.seed,
@@ -450,6 +452,12 @@ def bench(args: Sequence[str]) -> int:
     torch.set_num_threads(1)
     sys.stdout.write(_bench("report").text(options.name, runners[options.name](), options.seed))
     return 0
+
+
+def _serve_bench(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"serve.bench_{name}")
 
 
 def _bench(name: str) -> Any:

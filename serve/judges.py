@@ -13,6 +13,7 @@ from gg_ray.grid import balance
 from gg_ray.grid.meters import MeterPlan
 from gg_ray.records import Verdict, Window
 from gg_ray.windows_io import WindowFileError
+from serve.problems import Problem
 from serve.scoring import ModelRecord
 
 Given = Sequence[tuple[Window, MeterPlan]]
@@ -26,6 +27,8 @@ class HandleJudge:
 
     async def score(self, windows: Given) -> list[Verdict]:
         """Verdicts in order.  Raises: WindowFileError for the first window that cannot be judged."""
+        if self.handle is None:
+            raise Problem(503, "the Verifier is not there yet")
         answers = await asyncio.gather(*(self.handle.verdict.remote(window) for window in windows))
         return _all(answers)
 
