@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from gg_ray.grid.meters import MeterPlan
+from gg_ray.records import Verdict, Window
 from serve import keys
 from serve.app import make_app
 from serve.asks import Ask, Scored
@@ -30,7 +32,7 @@ from serve.layouts import layout_of
 from serve.models import Models
 from serve.records import iso_ms
 from serve.rings import Ring, plan_of_message
-from serve.scoring import ModelsScorer
+from serve.scoring import ModelRecord
 from serve.scribe import Heard, Scribe
 from serve.settings import ConsumerSettings, LiveSettings
 from serve.simulate import Twin
@@ -87,10 +89,23 @@ class Playback:
         self.store.say("feed", "feed-0", {"state": "running", "source": "simulate", "trouble": "", "at_ms": now})
 
 
+class Nobody:
+    """A scorer for an edge that is asked for no scores."""
+
+    async def score(self, windows: Sequence[tuple[Window, MeterPlan]]) -> list[Verdict]:
+        raise NotImplementedError
+
+    async def models(self) -> list[ModelRecord]:
+        return []
+
+    async def ready(self) -> str | None:
+        return None
+
+
 @contextmanager
-def served(socket: Path, models: Models) -> Iterator[str]:
+def served(socket: Path) -> Iterator[str]:
     """The HTTP edge over a Redis at a Unix socket, in a thread; gives its address."""
-    app = make_app(LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), ModelsScorer(models), layout_of)
+    app = make_app(LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), Nobody(), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -144,7 +159,7 @@ def main() -> None:
                 print(redis.hget(keys.alarm(alarm.decode()), "json").decode())
             playback.well()
             assert server.socket is not None
-            with served(server.socket, playback.models) as address, sync_playwright() as play:
+            with served(server.socket) as address, sync_playwright() as play:
                 browser = play.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGS)
                 shoot(browser, address, given.out / "page-1280.png", 1280, 860, "light")
                 shoot(browser, address, given.out / "page-phone.png", 390, 844, "light")

@@ -10,33 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from edge import Judge
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from gg_ray.grid import balance
-from gg_ray.records import Verdict
 from serve.app import make_app
 from serve.layouts import layout_of
 from serve.records import AlarmRecord, VerdictRecord, dump, iso_ms
-from serve.scoring import Windows
 from serve.settings import HttpSettings, LiveSettings
 from serve.store import Store, Write
 
 STEP_MS = 60_000
 TOPIC = "page"
-
-
-class NoJudge:
-    """Nobody asks for scores here."""
-
-    async def score(self, windows: Windows) -> list[Verdict]:
-        raise NotImplementedError
-
-    async def models(self) -> list[dict[str, Any]]:
-        return []
-
-    async def ready(self) -> str | None:
-        return None
 
 
 class Edge:
@@ -53,7 +39,7 @@ class Edge:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        app = make_app(self._settings, AsyncRedis(unix_socket_path=str(self._socket)), NoJudge(), self._layout)
+        app = make_app(self._settings, AsyncRedis(unix_socket_path=str(self._socket)), Judge(), self._layout)
         self._hub = app.state.hub
 
         async def seen(scope: Any, receive: Any, send: Any) -> None:
