@@ -191,8 +191,8 @@ def _same_grid(row: Mapping[str, Any], case: GridCase, where: str) -> None:
     declared = row.get("topology")
     if declared is not None and declared != case.topology():
         raise WindowFileError(
-            f"{where}: topology {_quoted(declared)} is not that of {case.name} here ({case.topology()}): its buses, branches"
-            " or parameters differ; export the window from this version of the grid"
+            f"{where}: topology {_quoted(declared)} is not that of {case.name} here ({case.topology()}): its buses,"
+            " branches or parameters differ; export the window from this version of the grid"
         )
 
 

@@ -212,8 +212,8 @@ def test_the_national_grid_takes_its_own_meters_and_steps() -> None:
     grid, step = load_case(balance.NAME), balance.cadence_of(plan.plan_id)
     ones = np.ones(grid.n_branch)
     message = scan(
-        grid="gb", channels=plan.channels, sigma=plan.sigma, z_M=np.ones(plan.size), age_M=np.zeros(plan.size, np.uint8),
-        status_E=ones.astype(np.uint8), tap_E=ones, x_scale_E=ones, step_s=step,
+        grid="gb", channels=plan.channels, sigma=plan.sigma, z_M=np.ones(plan.size),
+        age_M=np.zeros(plan.size, np.uint8), status_E=ones.astype(np.uint8), tap_E=ones, x_scale_E=ones, step_s=step,
     )  # fmt: skip
     message = dataclasses.replace(message, case=balance.NAME)
     assert plan_of_message(message) is plan
