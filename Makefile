@@ -11,7 +11,8 @@ PYTHON ?= python3
 ARGS ?=
 BENCH ?= scenarios
 PYTEST_ARGS ?=
-PYTEST_WORKERS ?= 2
+# one more than two cores: tests of brokers, stores and browsers mostly wait
+PYTEST_WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +20,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # a stamp newer than pyproject.toml and constraints.txt means: nothing to install
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
+LIVE_STAMP := $(VENV)/.installed-live
 # tests that start Ray use all cores by themselves; the others share them
 pytest = RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -q -m '$(1)' $(2) $(PYTEST_ARGS)
 TEMPORAL := torch-geometric-temporal==0.56.2
@@ -28,7 +30,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 # one thread per process: actors are the parallelism, and results repeat bit for bit
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train test bench lint types docs clean
+.PHONY: help setup train live test bench lint types docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,6 +39,9 @@ setup: $(RUN_STAMP)  ## create .venv and install what a run needs
 
 train: $(RUN_STAMP)  ## set up, then `gg-ray train $(ARGS)`
 	$(BIN)/gg-ray train $(ARGS)
+
+live: $(LIVE_STAMP)  ## set up, then `gg-ray live $(ARGS)`: broker, Redis, feed, Verifier and page on this machine
+	$(BIN)/gg-ray live $(ARGS)
 
 test: $(TEST_STAMP)  ## set up, then everything of lint, types and the tests
 	$(BIN)/ruff check .
@@ -87,6 +92,10 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@# --no-deps: its pins (decorator, torch-sparse, torch-scatter) do not install; our adapter supplies what its cells need
 	@$(PIP_INSTALL) --no-deps $(TEMPORAL) || \
 		echo "warning: $(TEMPORAL) did not install; only the encoder pygt_tgcn is missing, tgcn and patch work" >&2
+	touch $@
+
+$(LIVE_STAMP): $(RUN_STAMP)
+	$(PIP_INSTALL) -e ".[embedded]"
 	touch $@
 
 $(TEST_STAMP): $(RUN_STAMP)

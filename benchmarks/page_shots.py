@@ -13,9 +13,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -23,17 +22,17 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from gg_ray.registry import Registry
-from gg_ray.score import SHIPPED
+from gg_ray.grid.meters import MeterPlan
+from gg_ray.records import Verdict, Window
 from serve import keys
 from serve.app import make_app
 from serve.asks import Ask, Scored
 from serve.embedded import RedisServer
 from serve.layouts import layout_of
 from serve.models import Models
-from serve.records import dump, iso_ms
+from serve.records import iso_ms
 from serve.rings import Ring, plan_of_message
-from serve.scoring import LocalScorer
+from serve.scoring import ModelRecord
 from serve.scribe import Heard, Scribe
 from serve.settings import ConsumerSettings, LiveSettings
 from serve.simulate import Twin
@@ -90,17 +89,23 @@ class Playback:
         self.store.say("feed", "feed-0", {"state": "running", "source": "simulate", "trouble": "", "at_ms": now})
 
 
-def strict(models: Models, case: str, limit: float) -> Models:
-    """The models with another threshold for a grid."""
-    return Models([replace(model, limits={**model.limits, case: limit}) for model in models.models])
+class Nobody:
+    """A scorer for an edge that is asked for no scores."""
+
+    async def score(self, windows: Sequence[tuple[Window, MeterPlan]]) -> list[Verdict]:
+        raise NotImplementedError
+
+    async def models(self) -> list[ModelRecord]:
+        return []
+
+    async def ready(self) -> str | None:
+        return None
 
 
 @contextmanager
 def served(socket: Path) -> Iterator[str]:
     """The HTTP edge over a Redis at a Unix socket, in a thread; gives its address."""
-    app = make_app(
-        LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), LocalScorer(Registry(SHIPPED / "registry")), layout_of
-    )
+    app = make_app(LiveSettings(), AsyncRedis(unix_socket_path=str(socket)), Nobody(), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -135,14 +140,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=25)
     parser.add_argument("--scans", type=int, default=200, help="length of the session")
     parser.add_argument("--until", type=int, default=168, help="scan at which the picture is taken")
-    parser.add_argument("--limit", type=float, default=4.0, help="threshold of the grid, logit, as a deployment sets it")
+    parser.add_argument("--budget", type=float, default=1.0, help="incidents a day that thresholds are set for")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     twin = Twin(given.case, incidents=2, disturbances=1, seed=given.seed, scans=given.scans)
     folder = Path(tempfile.mkdtemp(prefix="gg-"))
     try:
-        with RedisServer(folder, durable=False, unix_socket=True) as server, Redis(unix_socket_path=str(server.socket)) as redis:
-            playback = Playback(strict(Models.load([]), given.case, given.limit), redis)
+        with (
+            RedisServer(folder, durable=False, unix_socket=True) as server,
+            Redis(unix_socket_path=str(server.socket)) as redis,
+        ):
+            playback = Playback(Models.load([], given.budget), redis)
             for number, (scan, truth) in zip(range(given.until), twin, strict=False):
                 said = playback.take(scan)
                 if truth or said not in ("normal", "cannot tell"):
@@ -154,7 +162,6 @@ def main() -> None:
             with served(server.socket) as address, sync_playwright() as play:
                 browser = play.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGS)
                 shoot(browser, address, given.out / "page-1280.png", 1280, 860, "light")
-                shoot(browser, address, given.out / "page-dark.png", 1280, 860, "dark")
                 shoot(browser, address, given.out / "page-phone.png", 390, 844, "light")
                 browser.close()
     finally:

@@ -26,6 +26,7 @@ from gg_ray.config import CORE_SUITE, OUTSIDE_SUITE, ConfigError, RunConfig, did
 from gg_ray.config_io import dump, load
 from gg_ray.data_options import DataOptions, FeedOptions
 from gg_ray.files import REFUSALS, refusal
+from gg_ray.live_options import DeadLettersOptions, KeysOptions, LiveOptions, ServeOptions
 from gg_ray.options import last_value, parse
 
 DATA_DIR = Path("../shared/data")
@@ -345,15 +346,14 @@ def feed(args: Sequence[str]) -> int:
 
 def live(args: Sequence[str]) -> int:
     """`gg-ray live`: broker, store, feed, consumer, Verifier and page on this machine."""
-    from serve.live import LiveOptions, live_command
+    options = parse(LiveOptions, args, prog="gg-ray live")
+    from serve.live import live_command
 
-    return live_command(parse(LiveOptions, args, prog="gg-ray live"), os.environ)
+    return live_command(options, os.environ)
 
 
 def serve(args: Sequence[str]) -> int:
     """`gg-ray serve`: consumer, Verifier and page against a broker and a Redis that run."""
-    from serve.serve_options import ServeOptions
-
     options = parse(ServeOptions, args, prog="gg-ray serve")
     from serve.live import serve_command
 
@@ -362,8 +362,6 @@ def serve(args: Sequence[str]) -> int:
 
 def keys(args: Sequence[str]) -> int:
     """`gg-ray keys add|list|revoke`."""
-    from serve.serve_options import KeysOptions
-
     options = parse(KeysOptions, args, prog="gg-ray keys")
     from serve.keys_command import keys_command
 
@@ -372,8 +370,6 @@ def keys(args: Sequence[str]) -> int:
 
 def dead_letters(args: Sequence[str]) -> int:
     """`gg-ray dead-letters list|replay`."""
-    from serve.serve_options import DeadLettersOptions
-
     options = parse(DeadLettersOptions, args, prog="gg-ray dead-letters")
     from serve.dead_letters_command import dead_letters as command
     from serve.settings import kafka_from
@@ -397,7 +393,7 @@ class BenchOptions:
     """A named performance benchmark; prints a table and, last, one JSON line."""
 
     name: tyro.conf.Positional[str]
-    """scenarios, residual, replay, selfplay, verifier, elexon or baselines."""
+    """scenarios, residual, replay, selfplay, verifier, elexon, baselines, live or http."""
     case: str | None = None
     """Grid, where the benchmark takes one."""
     buses: int = 10_000
@@ -437,6 +433,8 @@ def bench(args: Sequence[str]) -> int:
             hundred_k=options.hundred_k,
         ),
         "elexon": lambda: _bench("elexon").run(seed=options.seed),
+        "live": lambda: _serve_bench("live").run(case=options.case or "case118", seed=options.seed),
+        "http": lambda: _serve_bench("http").run(case=options.case or "case118", seed=options.seed),
         "baselines": lambda: _bench("baselines").run(
             case=options.case or "case30",
             seed=options.seed,
@@ -454,6 +452,12 @@ def bench(args: Sequence[str]) -> int:
     torch.set_num_threads(1)
     sys.stdout.write(_bench("report").text(options.name, runners[options.name](), options.seed))
     return 0
+
+
+def _serve_bench(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"serve.bench_{name}")
 
 
 def _bench(name: str) -> Any:

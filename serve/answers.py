@@ -14,18 +14,21 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from gg_ray.records import Verdict
 from serve import records
+from serve.scoring import ModelRecord
 
 
 def model_of(record: type, **more: Any) -> type[BaseModel]:
     """A pydantic model with the fields of a TypedDict or dataclass and some more."""
     hints = get_type_hints(record)
     own = {name: (hints[name], ...) for name in ([f.name for f in fields(record)] if record is Verdict else hints)}
-    return create_model(record.__name__, **own, **more)
+    made: type[BaseModel] = create_model(record.__name__, **{**own, **more})
+    return made
 
 
 VerdictModel = model_of(records.VerdictRecord)
 MarkModel = model_of(records.OperatorMark)
 MapModel = model_of(records.MapRecord)
+ModelModel = model_of(ModelRecord)
 AlarmModel = model_of(records.AlarmRecord, ack=(MarkModel | None, ...), shelve=(MarkModel | None, ...))
 ScoredModel = create_model(
     "Scored", __base__=model_of(Verdict), time=(str, ...), time_ms=(int, Field(description="of the last scan"))
@@ -98,21 +101,8 @@ class Scores(BaseModel):
     verdicts: list[ScoredModel]  # type: ignore[valid-type]
 
 
-class Model(BaseModel):
-    """One model at work; a challenger says more of itself."""
-
-    model_config = ConfigDict(extra="allow")
-    name: str
-    version: str
-    digest: str
-    """sha256 of the weights."""
-    grids: str
-    role: str
-    """champion or challenger."""
-
-
 class Models(BaseModel):
-    models: list[Model]
+    models: list[ModelModel]  # type: ignore[valid-type]
 
 
 class Status(BaseModel):

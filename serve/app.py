@@ -8,7 +8,6 @@ Source:  docs/live.md (contract), docs/adr/0023-http-edge.md
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -43,8 +42,8 @@ from serve.view import View
 def make_app(settings: LiveSettings, redis: Redis, scorer: Scorer, layout: Layout | None = None) -> FastAPI:
     """The app. Its client of Redis and its scorer are opened and closed by the caller.
 
-    `app.state.hub.close()` ends the pages' streams: whoever stops the server otherwise than by SIGTERM or SIGINT
-    calls it first, since servers wait for open answers.
+    `app.state.hub.end()` ends the pages' streams: whoever stops the server otherwise than by SIGTERM or SIGINT calls it
+    first, since servers wait for open answers.
     Raises: ConfigError as LiveSettings.preflight.
     """
     settings.preflight()
@@ -78,7 +77,7 @@ def make_app(settings: LiveSettings, redis: Redis, scorer: Scorer, layout: Layou
 
 
 def _sessions(app: FastAPI, ring: KeyRing, sessions: Sessions) -> None:
-    shape = {200: {"model": answers.SessionAnswer}}
+    shape: dict[int | str, dict[str, Any]] = {200: {"model": answers.SessionAnswer}}
 
     @app.get("/v1/session", tags=["session"], responses={**shape, **documented(401, 429)})
     async def session(caller: Annotated[Caller, require(None)]) -> Response:
@@ -118,25 +117,25 @@ def _is_tls(request: Request) -> bool:
 
 
 def _pages(app: FastAPI, secured: bool) -> None:
-    files, hidden = Files(), {"include_in_schema": False}
+    files = Files()
 
-    @app.get("/", **hidden)
-    @app.head("/", **hidden)
+    @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     async def shell(request: Request) -> Response:
         return files.answer("index.html", request.headers)
 
-    @app.get("/static/{path:path}", **hidden)
-    @app.head("/static/{path:path}", **hidden)
+    @app.get("/static/{path:path}", include_in_schema=False)
+    @app.head("/static/{path:path}", include_in_schema=False)
     async def static(request: Request, path: str) -> Response:
         return files.answer(path, request.headers)
 
-    @app.get("/openapi.json", **hidden)
+    @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         return Response(
             dump(_openapi(app, secured)), media_type="application/json", headers={"Cache-Control": "no-cache"}
         )
 
-    @app.get("/docs", **hidden)
+    @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         return HTMLResponse(page(_openapi(app, secured), str(request.base_url).rstrip("/")))
 
@@ -169,10 +168,10 @@ def _ended_by_signals(hub: Hub) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop, before = asyncio.get_running_loop(), {}
+    before: dict[int, Any] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
-        asyncio.run_coroutine_threadsafe(hub.close(), loop)
+        hub.end()
         if callable(own := before[number]):
             own(number, frame)
 
@@ -182,8 +181,8 @@ def _ended_by_signals(hub: Hub) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, own in before.items():
-            signal.signal(number, own)
+        for kept, own in before.items():
+            signal.signal(kept, own)
 
 
 def _version() -> str:

@@ -1,8 +1,8 @@
 """Arrow IPC from strangers: what it would become is added up from its headers before a byte is decompressed.
 
 Flow:    body -> [arrow_body] -> rows for gg_ray.windows_io
-Source:  Arrow columnar format, IPC: encapsulated messages, Message.fbs (RecordBatch: buffers, BodyCompression); FlatBuffers
-         binary layout
+Source:  Arrow columnar format, IPC: encapsulated messages, Message.fbs (RecordBatch: buffers, BodyCompression);
+         FlatBuffers binary layout
 
 A file is a stream between two magic words: both are read as a stream, message by message, so that what was measured is
 what is read. Column types are those of a window; dictionaries, run-end encoding, views and null lists, which let few

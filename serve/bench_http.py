@@ -2,11 +2,12 @@
 
 Flow:    uvicorn of serve.app in a process of its own, Redis, a generator here -> [bench_http.run] -> gg-ray bench http
 Source:  live.md, section 4 (load method: intended send times, latency from the intended time, one clock)
-Limits:  generator, server and Redis share the machine's cores; on two of them the generator takes part of what it measures
+Limits:  generator and server share the machine's cores: on two of them the one takes time from the other
 
 Three runs, one after the other: single windows as Arrow at a rate that leaves room (p50_ms, p99_ms), single windows as
-JSON at the same rate, and batches as fast as answers come (requests_per_s, windows_per_s). The bare rate is taken before
-and after in this process, alone, with the same windows on the same thread; the ratio is to the higher of the two.
+JSON at the same rate, and batches as fast as answers come (batch_windows_per_s). The bare rate is taken before and
+after in this process, alone, on one thread, with the same windows in the same batches; the ratio is to the higher one.
+What the server computes for a window is told as CPU time as well: other work on the machine does not change that.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -39,9 +40,10 @@ from gg_ray.windows_io import row_of
 from serve.limits import ARROW_TYPES
 from serve.models import Models
 
+T = TypeVar("T")
 SCANS = 16
-WARM = 20
-"""Requests that are not counted."""
+WARM = 5
+"""Requests of each kind that are not counted: the first ones load the case and the compiled kernels."""
 
 
 def run(
@@ -51,26 +53,58 @@ def run(
 
     Args:    rate_per_s  of single windows, Poisson arrivals;  seconds  of each run;  batch  windows of a large request
     Returns: p50_ms, p99_ms, max_ms of single windows as Arrow, json_p50_ms and json_p99_ms, requests_per_s that were
-             answered of those, batch_windows_per_s, bare_model_per_s and ratio_to_bare.
+             answered of those, batch_windows_per_s, bare_model_per_s and ratio_to_bare (wall time, and wall time alone
+             is of the machine as it was); CPU ms per window of the server in each run and of the bare model.
     """
     windows = _windows(case, max(batch, 8), seed)
     bodies = [_arrow([one]) for one in windows]
+    whole = _arrow(windows[:batch])
     texts = [json.dumps(_row(one)).encode() for one in windows]
     models = Models.load(())
     models.verdicts(windows[:4])
-    before = _bare(models, windows)
+    before = _bare(models, windows[:batch])
     with _server() as address:
-        single, answered = asyncio.run(_open_loop(address, bodies, ARROW_TYPES[0], rate_per_s, seconds, seed))
-        written, _ = asyncio.run(_open_loop(address, texts, "application/json", rate_per_s, seconds, seed))
-        batched = asyncio.run(_closed_loop(address, _arrow(windows[:batch]), seconds)) * batch
-    bare = max(before, _bare(models, windows))
+        for body, kind in ((bodies[0], ARROW_TYPES[0]), (texts[0], "application/json"), (whole, ARROW_TYPES[0])):
+            for _ in range(WARM):
+                _post(address, body, kind)
+        single, single_cpu = _measured(address, _open_loop(address, bodies, ARROW_TYPES[0], rate_per_s, seconds, seed))
+        written, written_cpu = _measured(
+            address, _open_loop(address, texts, "application/json", rate_per_s, seconds, seed)
+        )  # fmt: skip
+        done, batch_cpu = _measured(address, _closed_loop(address, whole, seconds))
+    after = _bare(models, windows[:batch])
+    bare_s, bare_cpu_s = min(before[0], after[0]), min(before[1], after[1])
+    (times, answered), (json_times, _), (requests, lasted) = single, written, done
     return {
-        "p50_ms": _quantile(single, 0.5), "p99_ms": _quantile(single, 0.99), "max_ms": 1e3 * max(single),
-        "json_p50_ms": _quantile(written, 0.5), "json_p99_ms": _quantile(written, 0.99),
-        "requests_per_s": answered, "batch_windows_per_s": batched, "bare_model_per_s": bare,
-        "ratio_to_bare": batched / bare, "case": case, "rate_per_s": rate_per_s, "batch": batch,
-        "arrow_bytes": len(bodies[0]), "json_bytes": len(texts[0]),
+        "p50_ms": _quantile(times, 0.5), "p99_ms": _quantile(times, 0.99), "max_ms": 1e3 * max(times),
+        "json_p50_ms": _quantile(json_times, 0.5), "json_p99_ms": _quantile(json_times, 0.99),
+        "requests_per_s": answered, "batch_windows_per_s": requests * batch / lasted, "bare_model_per_s": 1.0 / bare_s,
+        "ratio_to_bare": requests * batch / lasted * bare_s,
+        "server_cpu_ms": 1e3 * single_cpu / len(times),
+        "json_server_cpu_ms": 1e3 * written_cpu / len(json_times),
+        "batch_server_cpu_ms": 1e3 * batch_cpu / (requests * batch), "bare_cpu_ms": 1e3 * bare_cpu_s,
+        "cpu_ratio_to_bare": bare_cpu_s * requests * batch / batch_cpu,
+        "case": case, "rate_per_s": rate_per_s, "batch": batch, "arrow_bytes": len(bodies[0]),
+        "json_bytes": len(texts[0]),
     }  # fmt: skip
+
+
+def _measured(address: str, load: Coroutine[Any, Any, T]) -> tuple[T, float]:
+    """What a load found, and the CPU seconds that the server took for it."""
+    begun = _server_cpu_s(address)
+    found = asyncio.run(load)
+    return found, _server_cpu_s(address) - begun
+
+
+def _post(address: str, body: bytes, kind: str) -> None:
+    answer = httpx.post(f"{address}/v1/score", content=body, headers={"Content-Type": kind}, timeout=120.0)
+    answer.raise_for_status()
+
+
+def _server_cpu_s(address: str) -> float:
+    told = httpx.get(f"{address}/metrics", timeout=60.0).text
+    [line] = [line for line in told.splitlines() if line.startswith("process_cpu_seconds_total ")]
+    return float(line.split()[1])
 
 
 def _windows(name: str, count: int, seed: int) -> list[tuple[Window, MeterPlan]]:
@@ -105,19 +139,20 @@ def _arrow(windows: Sequence[tuple[Window, MeterPlan]]) -> bytes:
     return sink.getvalue()
 
 
-def _bare(models: Models, windows: Sequence[tuple[Window, MeterPlan]]) -> float:
-    """Windows per second of the model alone on one thread: the best of three passes over all windows."""
+def _bare(models: Models, windows: Sequence[tuple[Window, MeterPlan]]) -> tuple[float, float]:
+    """Wall and CPU seconds per window of the models alone on one thread: the best of three passes over a batch."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = []
+        wall, cpu = [], []
         for _ in range(3):
-            begun = time.perf_counter()
+            begun, spent = time.perf_counter(), time.process_time()
             models.verdicts(windows)
-            times.append(time.perf_counter() - begun)
+            wall.append(time.perf_counter() - begun)
+            cpu.append(time.process_time() - spent)
     finally:
         torch.set_num_threads(threads)
-    return len(windows) / min(times)
+    return min(wall) / len(windows), min(cpu) / len(windows)
 
 
 async def _open_loop(
@@ -138,9 +173,6 @@ async def _open_loop(
             answer.raise_for_status()
             out.append(time.monotonic() - intended)
 
-        for i in range(WARM):
-            await ask(i, 0.0)
-        out.clear()
         start = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for i, offset in enumerate(due.tolist()):
@@ -149,8 +181,8 @@ async def _open_loop(
         return out, len(out) / (time.monotonic() - start)
 
 
-async def _closed_loop(address: str, body: bytes, seconds: float) -> float:
-    """Requests per second with two under way at any time, which keeps the one model busy."""
+async def _closed_loop(address: str, body: bytes, seconds: float) -> tuple[int, float]:
+    """Requests answered and seconds taken, with two under way at any time, which keeps the one model busy."""
     done, begun = 0, time.monotonic()
     async with httpx.AsyncClient(base_url=address, timeout=60.0) as client:
 
@@ -162,7 +194,7 @@ async def _closed_loop(address: str, body: bytes, seconds: float) -> float:
                 done += 1
 
         await asyncio.gather(keep_asking(), keep_asking())
-    return done / (time.monotonic() - begun)
+    return done, time.monotonic() - begun
 
 
 def _quantile(seconds: Sequence[float], share: float) -> float:
@@ -173,11 +205,13 @@ _SERVER = """
 import sys, uvicorn
 from redis.asyncio import Redis
 from serve.app import make_app
-from serve.models import Models
-from serve.scoring import ModelsScorer
+from serve.judges import ReplicaJudge
 from serve.settings import HttpSettings, LiveSettings
+from serve.verifier import Replica
 http = HttpSettings(rate_per_s=1e6, burst=10**6, timeout_s=60.0)
-app = make_app(LiveSettings(http=http), Redis(), ModelsScorer(Models.load(())))
+replica = Replica()
+replica.want({"follow": False})
+app = make_app(LiveSettings(http=http), Redis(), ReplicaJudge(replica))
 uvicorn.run(app, fd=int(sys.argv[1]), log_level="error", access_log=False)
 """
 """The edge without a rate limit. Scoring asks no Redis, so there need not be one."""

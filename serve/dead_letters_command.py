@@ -13,8 +13,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
+from gg_ray.live_options import DeadLettersOptions
 from serve.dead_letters import OURS
-from serve.serve_options import DeadLettersOptions
 from serve.settings import KafkaSettings
 from serve.topics import BrokerError
 
@@ -72,10 +72,11 @@ def letters(kafka: KafkaSettings, limit: int, error: str | None = None) -> Itera
                         raise BrokerError(f"{topic}/{number}: nothing heard for {QUIET_S:g} s")
                     continue
                 heard = time.monotonic()
-                if message.error() is not None:
-                    if message.error().code() == KafkaError._PARTITION_EOF:
+                trouble = message.error()
+                if trouble is not None:
+                    if trouble.code() == KafkaError._PARTITION_EOF:
                         break
-                    raise BrokerError(f"{topic}/{number}: {message.error()}")
+                    raise BrokerError(f"{topic}/{number}: {trouble}")
                 if error is None or (b"gg.error", error.encode()) in _named(message):
                     given += 1
                     yield message

@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as a page without a script, so that it needs no foreign server and no exception in CSP.
+"""GET /docs: the OpenAPI document as a page without a script: no foreign server, no exception in the CSP.
 
 Flow:    OpenAPI -> [docs_page] -> HTML
 """
@@ -49,5 +49,6 @@ def curl(path: str, method: str, operation: dict[str, Any], base: str) -> Iterat
         yield '-H "X-API-Key: $KEY"'
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     if "example" in content:
-        yield f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(content['example'], separators=(',', ':')))}"
+        body = json.dumps(content["example"], separators=(",", ":"))
+        yield f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     yield shlex.quote(base + path)

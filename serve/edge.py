@@ -33,9 +33,9 @@ def application(settings: LiveSettings, state_dir: str = "", replicas: int = 1) 
     """
     settings.preflight()
     wanted = {"registries": list(settings.registries), "budget": settings.budget}
-    verifier = VerifierDeployment.options(num_replicas=replicas, user_config=wanted).bind(
-        settings.redis_url, state_dir, settings.budget
-    )
+    verifier = VerifierDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=replicas, user_config=wanted
+    ).bind(settings.redis_url, state_dir, settings.budget)
 
     def build() -> Any:
         return make_app(settings, Redis.from_url(settings.redis_url), JUDGE, layout_of)
@@ -44,10 +44,11 @@ def application(settings: LiveSettings, state_dir: str = "", replicas: int = 1) 
     @serve.ingress(build)
     class Edge:
         def __init__(self, verifier: Any, consumer: Any) -> None:
-            JUDGE.arrive(verifier)
+            JUDGE.handle = verifier
             self._consumer = consumer
 
-    return Edge.bind(verifier, ConsumerDeployment.bind(settings, verifier))
+    consumer = ConsumerDeployment.bind(settings, verifier)  # type: ignore[attr-defined]
+    return Edge.bind(verifier, consumer)  # type: ignore[attr-defined]
 
 
 def settings_from(env: dict[str, str]) -> LiveSettings:

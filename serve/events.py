@@ -58,10 +58,17 @@ class Hub:
         self.closed = False
         self._news = asyncio.Condition()
         self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         """Begin to read, from the newest event on."""
+        self._loop = asyncio.get_running_loop()
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ask())]
+
+    def end(self) -> None:
+        """The same as close, from any thread or signal handler, without waiting for it."""
+        if self._loop is not None and not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self.close(), self._loop)
 
     async def close(self) -> None:
         """End every stream and stop reading. Twice is once."""
@@ -150,7 +157,7 @@ class Hub:
 
 
 class EventStream(Response):
-    """The answer to GET /v1/stream: ends when the page leaves, the hub closes, or the page takes nothing for STUCK_S."""
+    """The answer to GET /v1/stream: ends when the page leaves or takes nothing for STUCK_S, or the hub closes."""
 
     media_type = "text/event-stream"
 
@@ -170,9 +177,9 @@ class EventStream(Response):
             for task in (sender, watcher):
                 task.cancel()
             await asyncio.gather(sender, watcher, return_exceptions=True)
-        if sender.done() and not sender.cancelled() and (error := sender.exception()) is not None:
-            if not isinstance(error, TimeoutError | OSError):
-                raise error
+        error = sender.exception() if sender.done() and not sender.cancelled() else None
+        if error is not None and not isinstance(error, TimeoutError | OSError):
+            raise error
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -21,7 +21,7 @@ GEOGRAPHIC = {"gb29": np.array([-1.0, 1.0])}
 """Cases whose positions follow the land, and what makes them read so (x to the right, y downwards). The published ones
 of gb29 are those of a map that was turned by half a circle; those of gb are an even spread without geography."""
 _KINDS = {SLACK: "slack", PV: "generator"}
-_GAP = 1.5
+_GAP = 2.2
 """Room between groups of the national ring, in places."""
 _GOLDEN = np.pi * (3.0 - np.sqrt(5.0))
 
@@ -100,7 +100,7 @@ def _ring() -> F64:
         out[bus] = np.cos(angle[bus]), np.sin(angle[bus])
     for bus, side in ((balance.WIND_BUS, -0.5), (balance.SOLAR_BUS, 0.5)):
         turn = angle[balance.DEMAND] + side * step
-        out[bus] = 1.3 * np.cos(turn), 1.3 * np.sin(turn)
+        out[bus] = 1.25 * np.cos(turn), 1.25 * np.sin(turn)
     return out
 
 

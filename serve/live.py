@@ -20,54 +20,17 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from gg_ray.config import ConfigError
+from gg_ray.live_options import LiveOptions, ServeOptions
 from serve import topics
 from serve.embedded import Broker, redis_url
-from serve.serve_options import ServeOptions
 from serve.settings import HttpSettings, LiveSettings, kafka_from, redis_url_from
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveOptions:
-    """The live path on this machine; ends with Ctrl-C."""
-
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """replay: history files, such as the frequency trace of 9 August 2019."""
-    source: Literal["simulate", "replay", "insights", "elexondataportal", "iris", "none"] = "simulate"
-    """Where scans come from; none waits for somebody else's."""
-    engine: Literal["serve", "plain"] = "serve"
-    """serve: on Ray Serve; plain: all in this process."""
-    case: str = "gb29"
-    """simulate: which grid."""
-    incidents: int = 5
-    """simulate: anomalies a day."""
-    disturbances: int = 2
-    """simulate: real disturbances a day."""
-    speed: float = 60.0
-    """simulate, replay: recorded seconds per second."""
-    seed: int = 0
-    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """replay: first day (UTC) or time."""
-    step: int | None = None
-    """replay: length of a scan, s: 1800, 300 or 15."""
-    run: tuple[str, ...] = ()
-    """Run folders whose champions judge, before the models of the package."""
-    budget: float = 1.0
-    """Incidents a day and grid that thresholds are set for, where the model knows its benign days; 0: as registered."""
-    port: int = 8000
-    """Of the page, on the loopback interface."""
-    open: bool = False
-    """Open the page in a browser."""
-    folder: Path | None = None
-    """For logs of the broker and the store's files; a temporary one when not given."""
 
 
 def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
@@ -82,13 +45,13 @@ def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
             folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gg-live-")))
             settings = _servers(stack, options, env, folder)
             began = time.monotonic()
+            feed = stack.enter_context(_feed(options, env, settings))  # its scans wait on the topic meanwhile
             stack.enter_context(_engine(options.engine)(settings, folder))
             url = f"http://{settings.http.host}:{settings.http.port}/"
             sys.stdout.write(f"page {url}  ({time.monotonic() - began:.0f} s; Ctrl-C ends)\n")
             sys.stdout.flush()
             if options.open:
                 webbrowser.open(url)
-            feed = stack.enter_context(_feed(options, env, settings))
             while not ended.wait(0.5):
                 if feed is not None and feed.poll() is not None:
                     said = "the record is over" if feed.returncode == 0 else f"the feed failed ({feed.returncode})"
@@ -116,11 +79,10 @@ def serve_command(options: ServeOptions, env: Mapping[str, str]) -> int:
     ended = threading.Event()
     before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with tempfile.TemporaryDirectory(prefix="gg-serve-") as folder:
-            with _engine(options.engine)(settings, Path(folder)):
-                sys.stdout.write(f"serving on http://{options.host}:{options.port}/  (Ctrl-C ends)\n")
-                sys.stdout.flush()
-                ended.wait()
+        with tempfile.TemporaryDirectory(prefix="gg-serve-") as home, _engine(options.engine)(settings, Path(home)):
+            sys.stdout.write(f"serving on http://{options.host}:{options.port}/  (Ctrl-C ends)\n")
+            sys.stdout.flush()
+            ended.wait()
         return 0
     finally:
         for number, handler in before.items():
@@ -156,17 +118,18 @@ def on_serve(settings: LiveSettings, folder: Path) -> Iterator[None]:
 
     from serve.edge import application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     home = tempfile.mkdtemp(prefix="gg-")  # short: paths of Unix sockets end at 107 bytes
     ray.init(
         address="local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False,
-        logging_level="error", object_store_memory=256 * 2**20, _temp_dir=home,
+        logging_level=logging.ERROR, object_store_memory=256 * 2**20, _temp_dir=home,
     )  # fmt: skip
     try:
         serve.start(http_options={"host": settings.http.host, "port": settings.http.port})
         serve.run(application(settings, str(folder / "models")), name="gg", route_prefix="/")
         yield
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
@@ -178,7 +141,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
 
     from serve.app import make_app
     from serve.consumer import Runner
-    from serve.judges import ReplicaScorer
+    from serve.judges import ReplicaJudge
     from serve.layouts import layout_of
     from serve.scorers import LocalScorer
     from serve.verifier import Replica
@@ -187,7 +150,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
     replica.want({"registries": settings.registries, "budget": settings.budget})
     scorer = LocalScorer(replica)
     runner = Runner(settings, scorer, "consumer-0")
-    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaScorer(replica), layout_of)
+    app = make_app(settings, Redis.from_url(settings.redis_url), ReplicaJudge(replica), layout_of)
     server = uvicorn.Server(uvicorn.Config(app, settings.http.host, settings.http.port, log_level="warning"))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # this process has its own
     thread = threading.Thread(target=server.run, name="http", daemon=True)
@@ -200,6 +163,7 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        app.state.hub.end()  # the server waits for open answers, and pages' streams are such
         server.should_exit = True
         runner.stop()
         scorer.close()

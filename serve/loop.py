@@ -84,7 +84,7 @@ class ScanLoop:
         self._fresh: list[TopicPartition] = []
         self._told_at = self._committed_at = 0.0
         self.turned_at = time.monotonic()
-        # not idempotent: after the loss of a broker's memory such a producer waits for ever, and a copy twice does no harm
+        # not idempotent: after a broker lost its memory such a producer waits for ever, and a copy twice does no harm
         self.producer = Producer({
             **settings.kafka.client(), "acks": "all", "linger.ms": 2, "compression.type": "lz4",
             "message.timeout.ms": 30_000,
@@ -327,9 +327,7 @@ class ScanLoop:
 
     def _apply(self) -> None:
         for partition in self.partitions.values():
-            self._writes.extend(
-                (partition, w) for w in partition.release(lambda item, p=partition: self._write(p, item))
-            )
+            self._writes.extend((partition, self._write(partition, item)) for item in partition.release())
         while self._writes and self._clock() >= self._store_ready:
             chunk = [self._writes[i] for i in range(min(CHUNK, len(self._writes)))]
             try:
@@ -396,9 +394,11 @@ class ScanLoop:
         if not due:
             return
         try:
-            self.consumer.commit(
-                offsets=[TopicPartition(p.topic, p.number, p.applied) for p in due], asynchronous=not wait
-            )
+            there = [TopicPartition(p.topic, p.number, p.applied) for p in due]
+            if wait:
+                self.consumer.commit(offsets=there, asynchronous=False)
+            else:
+                self.consumer.commit(offsets=there, asynchronous=True)
             reach("in-commit")
             for partition in due:
                 partition.committed = partition.applied
@@ -410,7 +410,8 @@ class ScanLoop:
 
     def _assigned(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         """Take partitions over. Those for which nobody answers now are held, paused, until somebody does."""
-        begun, held = [], []
+        begun: list[TopicPartition] = []
+        held: list[TopicPartition] = []
         for tp in parts:
             at = self._begin(tp.topic, tp.partition)
             (held if at is None else begun).append(TopicPartition(tp.topic, tp.partition, at or 0))

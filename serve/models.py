@@ -221,9 +221,9 @@ class Models:
             due = math.floor(self._asked * other.shadow) > math.floor((self._asked - 1) * other.shadow)
             if due and other.model.national == model.national:
                 theirs = _each(other.model, given)
-                pairs = [(a, b) for a, b in zip(judged, theirs, strict=True) if not isinstance(a, str | type(None))]
-                pairs = [(a, b) for a, b in pairs if not isinstance(b, str)]
-                self.comparison.take([a for a, _ in pairs if isinstance(a, Judged)], [b for _, b in pairs])
+                both = [(a, b) for a, b in zip(judged, theirs, strict=True) if isinstance(a, Judged)]
+                pairs = [(a, b) for a, b in both if isinstance(b, Judged)]
+                self.comparison.take([a for a, _ in pairs], [b for _, b in pairs])
         return judged
 
     def verdicts(self, windows: Sequence[tuple[Window, Any]]) -> list[Verdict]:
@@ -240,7 +240,7 @@ class Models:
 
     def about(self) -> list[dict[str, Any]]:
         """What GET /v1/models says."""
-        out = [
+        out: list[dict[str, Any]] = [
             {
                 "run": m.run, "version": m.id, "name": m.name, "digest": m.digest,
                 "grids": "gb-balance" if m.national else "networks", "role": "champion",
@@ -298,7 +298,7 @@ def _scored(model: Model, one: Judged | str, ask: Ask, k: int) -> Scored:
 def _shown(one: Judged) -> Shown:
     assert one.output is not None
     case, state = load_case(one.verdict.case), one.output.state_mu.double().numpy()
-    v = (1.0 + state[:, 0]) * np.exp(1j * state[:, 1])
+    v = np.asarray((1.0 + state[:, 0]) * np.exp(1j * state[:, 1]), dtype=np.complex128)
     flow = branch_flows(case, v[None], branch_admittance(case))[0][0].real * case.base_mva
     in_service = one.window.status_TE[-1].astype(bool)
     return Shown(

@@ -1,4 +1,4 @@
-"""What the edge tells of itself: trace id, one log line and three metrics a request, and the answer to what nobody expected.
+"""What the edge tells of itself: trace, one log line and metrics a request; and the answer to what nobody expected.
 
 Flow:    request -> [Observe] -> serve.access -> ...;  registry, statuses of parts -> [exposition] -> GET /metrics
 Source:  live.md, section 6 (rate, errors, duration by route)
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
@@ -36,6 +36,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         labels = ("route", "method", "status")
         self.requests = Counter("gg_http_requests", "Requests answered", labels, registry=self.registry)
         self.seconds = Histogram(

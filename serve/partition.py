@@ -7,7 +7,6 @@ Source:  live.md, section 1 (order, commit: only the contiguous finished prefix)
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,11 +74,11 @@ class Partition:
         self.items.append(item)
         self.bytes += item.size
 
-    def release(self, settle: Callable[[Item], Any]) -> list[Any]:
-        """What the settled records at the front become, in order."""
+    def release(self) -> list[Item]:
+        """Take out the settled records at the front, in order."""
         out = []
         while self.items and self.items[0].settled:
             item = self.items.popleft()
             self.bytes -= item.size
-            out.append(settle(item))
+            out.append(item)
         return out

@@ -155,7 +155,7 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
         id: Incident,
         action: Literal["ack", "unack", "shelve", "unshelve"],
         caller: Annotated[Caller, require("operate")],
-        body: Annotated[answers.Act, Body()] = answers.Act(),  # noqa: B008 - what is sent for an empty body
+        body: Annotated[answers.Act, Body()] = answers.Act(note="", minutes=60),  # noqa: B008 - what is sent for an empty body
     ) -> Response:
         """Acknowledge or shelve an incident, or take that back. The same request twice does it once."""
         assert caller.principal is not None
@@ -169,7 +169,7 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
         last: Annotated[str | None, Query(pattern=_STREAM_ID)] = None,
         last_event_id: Annotated[str | None, Header(pattern=_STREAM_ID)] = None,
     ) -> Response:
-        """Events as they come in, or from the one after an id (Last-Event-ID, or `last` where headers cannot be set)."""
+        """Events as they come in, or from the one after an id (Last-Event-ID, or `last` without headers)."""
         return EventStream(parts.hub, parts.metrics, last_event_id or last, grid)
 
     @app.get("/v1/status", dependencies=[require("read")], tags=["read"],

@@ -56,7 +56,7 @@ def windows_from(body: bytes, content_type: str, limits: HttpSettings) -> list[t
 def strict_json(body: bytes, max_depth: int) -> Any:
     """JSON by the letter of RFC 8259, with every name once.
 
-    Raises: Problem 400 for what is no JSON (NaN and Infinity are none), 422 for a repeated name or nesting beyond max_depth.
+    Raises: Problem 400 for what is no JSON (NaN and Infinity are none), 422 for a repeated name or too deep nesting.
     """
     depth = 0
     for token in _TOKEN.finditer(body):  # before parsing: the parser recurses
@@ -78,8 +78,8 @@ def _no_number(name: str) -> NoReturn:
 def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise Problem(422, f"{SOURCE}: the name {twice!r} is given twice in one object")
     return out
 

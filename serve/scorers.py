@@ -7,21 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gg_ray.records import Verdict
 from serve.asks import Ask, Scored
-from serve.models import Models
 
 Answers = list[list[Scored]]
+
+
+class Answering(Protocol):
+    """Models, or a replica that exchanges them."""
+
+    def answer(self, asks: Sequence[Ask]) -> Answers:
+        """As serve.models.Models.answer."""
+        ...
 
 
 class LocalScorer:
     """Models in this process, one batch at a time in a thread of their own."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Answering) -> None:
         self.models = models
         self._thread = ThreadPoolExecutor(1, "verifier", initializer=torch.set_num_threads, initargs=(1,))
 

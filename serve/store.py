@@ -157,7 +157,7 @@ class Store:
     def states(self, grids: Sequence[str]) -> dict[str, str]:
         """What the loop left behind of some grids.  Raises: StoreDown"""
         try:
-            found = self.redis.mget([keys.state(self.group, grid) for grid in grids]) if grids else []
+            found: list[Any] = list(self.redis.mget([keys.state(self.group, g) for g in grids])) if grids else []
         except (RedisError, OSError) as error:
             raise StoreDown(str(error)) from error
         return {grid: kept.decode() for grid, kept in zip(grids, found, strict=True) if kept}

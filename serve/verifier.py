@@ -108,7 +108,8 @@ class Replica:
         self.name = f"{name}-{os.getpid()}"
         self.models: Models | None = None
         self.previous: Models | None = None
-        self._wanted, self._loaded_for = Wanted(), (Wanted(), ())
+        self._wanted = Wanted()
+        self._loaded_for: tuple[Wanted, tuple[tuple[str, int], ...]] = (Wanted(), ())
         self._refused, self._trouble, self._swaps, self._answered = "", "", 0, 0
         self._since = time.time()
         self._good = Path(state_dir) / GOOD if state_dir else None
@@ -142,7 +143,7 @@ class Replica:
             self._changed.wait(WATCH_S)
             self._changed.clear()
             try:
-                aliases = self._wanted.aliases() if self._wanted.follow else ()
+                aliases: tuple[tuple[str, int], ...] = self._wanted.aliases() if self._wanted.follow else ()
                 if (self._wanted, aliases) != self._loaded_for:
                     self._exchange()
                 self._tell()

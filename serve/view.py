@@ -111,9 +111,9 @@ class View:
 
     @bounded
     async def history(self, grid: str, limit: int, before: str | None = None) -> list[tuple[str, str]]:
-        """(stream id, JSON) of up to `limit` verdicts of a grid, oldest first, the newest ones or those before an id."""
+        """(stream id, JSON) of up to `limit` verdicts of a grid, oldest first: the newest, or those before an id."""
         await self.grid(grid)
-        found = await self._redis.xrevrange(keys.verdicts(grid), f"({before}" if before else "+", "-", count=limit)
+        found: Any = await self._redis.xrevrange(keys.verdicts(grid), f"({before}" if before else "+", "-", count=limit)
         return [(text(entry), _field(fields, "json")) for entry, fields in reversed(found)]
 
     @bounded
@@ -172,7 +172,7 @@ class View:
 
     @bounded
     async def events(self, after: str, limit: int) -> tuple[list[Event], bool]:
-        """Up to `limit` events after an id, oldest first, and whether ones between were trimmed or the stream made anew.
+        """Up to `limit` events after an id, oldest first, and whether some between were lost.
 
         Reading and looking for what was trimmed happen in one transaction: nothing leaves between them. An id before
         the oldest entry counts as trimmed, although none may have been between: too much is read, nothing is missed.

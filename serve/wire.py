@@ -107,7 +107,7 @@ def encode(message: ScanMessage) -> bytes:
         pa.array([list(m.streams.items())], pa.map_(pa.string(), pa.string())),
     ]  # fmt: skip
     batch = pa.RecordBatch.from_arrays(columns, schema=arrow_schema())
-    return _ID.pack(MAGIC, ARROW) + batch.serialize().to_pybytes()
+    return _ID.pack(MAGIC, ARROW) + bytes(batch.serialize().to_pybytes())
 
 
 def _listed(values: Any, kind: Any = None) -> pa.Array:

@@ -21,17 +21,20 @@ from serve import keys
 from serve.app import make_app
 from serve.auth import add_key
 from serve.records import dump, iso_ms
+from serve.scoring import ModelRecord
 from serve.settings import HttpSettings, LiveSettings
 
 BASE = "http://127.0.0.1:8000"
 CHEAP = {"n": 2, "r": 1, "p": 1}
 T0_MS = 1_700_000_000_000
 VERDICT = {
-    "grid": "north", "case": "case14", "time": iso_ms(T0_MS * 10**6), "time_ms": T0_MS, "step_s": 60.0, "version": "1.7",
-    "kind": "feed", "verdict": "implausible", "p_value": 0.001, "p_class": "all grids", "p_implausible": 0.98,
-    "p_disturbance": 0.2, "score": 4.0, "threshold": 2.2, "type": "S1", "buses": ["4"], "branches": [],
+    "grid": "north", "case": "case14", "time": iso_ms(T0_MS * 10**6), "time_ms": T0_MS, "step_s": 60.0,
+    "version": "1.7", "kind": "feed", "verdict": "implausible", "p_value": 0.001, "p_class": "all grids",
+    "p_implausible": 0.98, "p_disturbance": 0.2, "score": 4.0, "threshold": 2.2, "type": "S1",
+    "buses": ["4"], "branches": [],
     "bus_p_values": [0.002], "onset": None, "corrected": {"4.v_pu": 1.018}, "note": "", "model": "verifier/v2",
-    "origin": "simulated", "values": {"FREQ": 49.98}, "quality": {"meters": 0.7, "heard": 1.0, "streams": {}, "gap_scans": 0},
+    "origin": "simulated", "values": {"FREQ": 49.98},
+    "quality": {"meters": 0.7, "heard": 1.0, "streams": {}, "gap_scans": 0},
     "alarms": ["north-1-4"], "trace": "", "latency_ms": 7.5,
 }  # fmt: skip
 ALARM = {
@@ -67,8 +70,8 @@ class Judge:
             for w, _ in windows
         ]  # fmt: skip
 
-    async def models(self) -> list[dict[str, Any]]:
-        return [{"name": "judge", "version": "judge/v1", "digest": "00", "grids": "networks", "role": "champion"}]
+    async def models(self) -> list[ModelRecord]:
+        return [{"grid": "*", "model": "judge/v1", "challenger": None, "digest": "00"}]
 
     async def ready(self) -> str | None:
         return self.waiting

@@ -46,10 +46,10 @@ def scan(grid: str, number: int, bad: bool = False, epoch: int = 1, seq: int | N
     if bad:
         z[7] += (10.0 + number % 5) * plan.sigma[7]
     return ScanMessage(
-        grid=grid, case=CASE, time_ns=T0_NS + number * 60 * 10**9, step_s=60.0, channels=plan.channels, sigma=plan.sigma,
-        z_M=z, age_M=np.zeros(plan.size, dtype=np.uint8), status_E=np.ones(case.n_branch, dtype=np.uint8),
-        tap_E=case.tap, x_scale_E=np.ones(case.n_branch), epoch=epoch, seq=number + 1 if seq is None else seq,
-        origin="simulated",
+        grid=grid, case=CASE, time_ns=T0_NS + number * 60 * 10**9, step_s=60.0, channels=plan.channels,
+        sigma=plan.sigma, z_M=z, age_M=np.zeros(plan.size, dtype=np.uint8),
+        status_E=np.ones(case.n_branch, dtype=np.uint8), tap_E=case.tap, x_scale_E=np.ones(case.n_branch), epoch=epoch,
+        seq=number + 1 if seq is None else seq, origin="simulated",
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ class Rig:
         return [(grid, encode(scan(grid, number))) for number in numbers for grid in self.grids]
 
     def story(self, count: int) -> list[tuple[str, bytes]]:
-        """Messages of three grids: an incident in one, a duplicate, two scans exchanged, a missing one, two poisoned."""
+        """Scans of three grids: an incident in one, a duplicate, two exchanged, one missing, two poisoned."""
         north, south, west = self.grids
         out = []
         for number in range(count):

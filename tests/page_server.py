@@ -1,4 +1,4 @@
-"""What browser tests of the page stand on: records in a real Redis, the real HTTP edge in a thread, a way to stop it."""
+"""What browser tests of the page stand on: records in a real Redis, the real HTTP edge in a thread that can stop."""
 
 from __future__ import annotations
 
@@ -10,34 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from edge import Judge
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from gg_ray.grid import balance
-from gg_ray.grid.meters import MeterPlan
-from gg_ray.records import Verdict, Window
 from serve.app import make_app
 from serve.layouts import layout_of
 from serve.records import AlarmRecord, VerdictRecord, dump, iso_ms
-from serve.scoring import ModelRecord
 from serve.settings import HttpSettings, LiveSettings
 from serve.store import Store, Write
 
 STEP_MS = 60_000
 TOPIC = "page"
-
-
-class NoJudge:
-    """Nobody asks for scores here."""
-
-    async def score(self, windows: Sequence[tuple[Window, MeterPlan]]) -> list[Verdict]:
-        raise NotImplementedError
-
-    async def models(self) -> list[ModelRecord]:
-        return []
-
-    async def ready(self) -> str | None:
-        return None
 
 
 class Edge:
@@ -54,7 +39,7 @@ class Edge:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        app = make_app(self._settings, AsyncRedis(unix_socket_path=str(self._socket)), NoJudge(), self._layout)
+        app = make_app(self._settings, AsyncRedis(unix_socket_path=str(self._socket)), Judge(), self._layout)
         self._hub = app.state.hub
 
         async def seen(scope: Any, receive: Any, send: Any) -> None:
@@ -83,7 +68,9 @@ class Edge:
 class Stage:
     """A grid of which a test tells what is said; written as the scan loop writes it."""
 
-    def __init__(self, redis: Redis, grid: str = "gb-balance", case: str = balance.NAME, at_ms: int | None = None) -> None:
+    def __init__(
+        self, redis: Redis, grid: str = "gb-balance", case: str = balance.NAME, at_ms: int | None = None
+    ) -> None:
         self.redis, self.grid, self.case = redis, grid, case
         self.at_ms = at_ms or (time.time_ns() // 10**6 - 33 * STEP_MS)
         self._store = Store(redis, f"page-{grid}")
@@ -130,12 +117,14 @@ class Stage:
         at = iso_ms((self.at_ms + STEP_MS) * 10**6)
         record: Any = {
             "id": f"{self.grid}-{self.at_ms}-{place}", "grid": self.grid, "case": self.case, "state": "open",
-            "verdict": verdict, "type": "A2" if verdict == "implausible" else "none", "onset": at, "first": at, "last": at,
-            "first_ms": self.at_ms + STEP_MS, "last_ms": self.at_ms + STEP_MS, "scans": 1, "peak_score": 4.0,
+            "verdict": verdict, "type": "A2" if verdict == "implausible" else "none", "onset": at, "first": at,
+            "last": at, "first_ms": self.at_ms + STEP_MS, "last_ms": self.at_ms + STEP_MS, "scans": 1,
+            "peak_score": 4.0,
             "p_value": 0.0012, "places": [(place, 2.2)] if place else [],
             "reasons": {
                 "parts": {"residual": 3.1, "neighbour": 0.4, "time": -0.2}, "patch": [8, 15],
-                "meters": [["p of WIND", -6.2, 14], ["pf of HUB-DEMAND", 3.4, 15]], "flows": [["WIND", 912.0, 871.4, 4.4]],
+                "meters": [["p of WIND", -6.2, 14], ["pf of HUB-DEMAND", 3.4, 15]],
+                "flows": [["WIND", 912.0, 871.4, 4.4]],
             },
             "corrected": {"WIND.mw": 8_700.5}, "model": "night/v3", **changes,
         }  # fmt: skip

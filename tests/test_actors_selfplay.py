@@ -73,7 +73,7 @@ def assert_same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> Non
             np.testing.assert_array_equal(value, other[network][name], err_msg=f"{network} {name}")
 
 
-@pytest.mark.parametrize("proposers", [1, 2])
+@pytest.mark.parametrize("proposers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_lock_step_equals_serial_bit_for_bit(
     proposers: int, serial: tuple[Log, Game, Buffer], ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -381,6 +381,7 @@ def test_a_control_can_be_evaluated_but_neither_score_nor_be_champion(screen: Sc
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_evaluate_in_parallel_gives_the_rows_of_one_process(screen: Screen, home: Path, ray_cluster: None) -> None:
     written = []
     for folder, args in (("one", ("--no-parallel",)), ("several", ())):

@@ -122,7 +122,18 @@ def test_a_gross_error_stands_out_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["case14", "case30", "case57", "gb29", "case39", "case118", "case300", "illinois200", "gb"]
+    "name",
+    [
+        "case14",
+        "case30",
+        "case57",
+        "gb29",
+        "case39",
+        "case118",
+        "case300",
+        "illinois200",
+        pytest.param("gb", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("level", [1.0, 0.7])
 def test_the_default_number_of_steps_is_enough(name: str, level: float) -> None:

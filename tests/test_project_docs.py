@@ -52,6 +52,11 @@ def missing(names: set[str]) -> list[str]:
     return sorted(name for name in names if not any(covers(row, name) for row in rows))
 
 
+def options_class(command: str) -> str:
+    """dead-letters has DeadLettersOptions."""
+    return "".join(part.capitalize() for part in command.split("-")) + "Options"
+
+
 @pytest.fixture(scope="module")
 def logged() -> set[str]:
     """Names that the real watcher of `gg-ray train` hands to its tracker in a game of a few steps."""
@@ -165,7 +170,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_commands_parse(page: Path) -> None:
     for name, *args in commands(page):
         assert name in cli.COMMANDS, f"gg-ray {name} does not exist"
-        options = getattr(cli, f"{name.capitalize()}Options")
+        options = getattr(cli, options_class(name))
         known = {*options_of(options), *(cli.TRAIN_ALIASES if name == "train" else ())}
         given = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
         assert [option for option in given if option not in known] == []
@@ -194,7 +199,7 @@ def test_settings_and_options_in_text_exist(page: Path) -> None:
     options = {word.partition("=")[0] for span in spans for word in span.split() if re.match(r"--[a-z]", word)}
     known = {"--help", *cli.TRAIN_ALIASES}
     for name in cli.COMMANDS:
-        known |= set(options_of(getattr(cli, f"{name.capitalize()}Options")))
+        known |= set(options_of(getattr(cli, options_class(name))))
     assert unknown | {option for option in options if option.replace("_", "-") not in known} == set()
 
 

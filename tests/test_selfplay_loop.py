@@ -231,6 +231,7 @@ def drift(contexts: ContextSource, changes: dict[str, Any]) -> tuple[float, floa
     return first, last
 
 
+@pytest.mark.slow
 def test_absolute_zero_verbatim_falls_into_noise(contexts: ContextSource) -> None:
     """No gates, raw sizes, the policy picks the family, reward 1 - solve rate: what cannot be seen pays best."""
     first, last = drift(contexts, {"selfplay.steps": 200})
@@ -238,6 +239,7 @@ def test_absolute_zero_verbatim_falls_into_noise(contexts: ContextSource) -> Non
     assert last < 1.0, "a third of d_min: nobody can see it"
 
 
+@pytest.mark.slow
 def test_our_reward_and_gates_stay_above_the_noise_in_the_same_game(contexts: ContextSource) -> None:
     ours = {"selfplay.reward": "ours", "scenario.gates": "on", "scenario.magnitude": "d_eff",
             "selfplay.family_choice": "scheduler", "selfplay.steps": 140}  # fmt: skip

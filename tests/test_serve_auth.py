@@ -128,9 +128,10 @@ def test_the_command_makes_lists_and_revokes(tmp_path: Path, capsys: pytest.Capt
     assert "page  read,operate" in shown
     assert key.split("_", 2)[2] not in shown
     refused: list[tuple[str, str | None, list[str], str]] = [
-        ("add", "page", ["read"], "exists"), ("add", "b", ["root"], "'root' is unknown"), ("add", "b", [], "needs a scope"),
-        ("add", "a b", ["read"], "letters"), ("add", None, ["read"], "give the name"), ("revoke", "x", [], "no key named"),
-        ("show", None, [], "choose from"),
+        ("add", "page", ["read"], "exists"), ("add", "b", ["root"], "'root' is unknown"),
+        ("add", "b", [], "needs a scope"), ("add", "a b", ["read"], "letters"),
+        ("add", None, ["read"], "give the name"),
+        ("revoke", "x", [], "no key named"), ("show", None, [], "choose from"),
     ]  # fmt: skip
     for action, name, scopes, words in refused:
         with pytest.raises(ConfigError, match=words):

@@ -1,4 +1,4 @@
-"""serve.events on a real Redis: nothing is left out over reconnects, slow pages and trims; streams end when they should."""
+"""serve.events on a real Redis: nothing is left out over reconnects, slow pages and trims; streams end in time."""
 
 from __future__ import annotations
 

@@ -156,16 +156,17 @@ def test_nothing_is_lost(name: str, ends: dict[str, Future[None]]) -> None:
 
 def test_a_broker_that_forgets_its_log(tmp_path: Path) -> None:
     """The embedded broker keeps the log in memory: killed and back, it begins a new one, and so does the loop."""
-    with Broker(tmp_path) as broker, RedisServer(tmp_path) as store:
-        with rig(broker.bootstrap, store.url.removesuffix("/0")) as tested:
-            tested.worker()
-            tested.send(tested.scans(range(20)))
-            until(lambda: tested.behind() == 0, "the first log")
-            before = tested.told()
-            broker.kill()
-            broker.restart()
-            tested.again()
-            tested.send(tested.scans(range(20, 45)))
-            until(lambda: all(len(records) == 45 for records in tested.told().values()), "the new log", 90)
-            assert {grid: records[:20] for grid, records in tested.told().items()} == before
-            assert {tested.position(p)["incarnation"] for p, end in tested.ends().items() if end} == {2}
+    with ExitStack() as stack:
+        broker, store = stack.enter_context(Broker(tmp_path)), stack.enter_context(RedisServer(tmp_path))
+        tested = stack.enter_context(rig(broker.bootstrap, store.url.removesuffix("/0")))
+        tested.worker()
+        tested.send(tested.scans(range(20)))
+        until(lambda: tested.behind() == 0, "the first log")
+        before = tested.told()
+        broker.kill()
+        broker.restart()
+        tested.again()
+        tested.send(tested.scans(range(20, 45)))
+        until(lambda: all(len(records) == 45 for records in tested.told().values()), "the new log", 90)
+        assert {grid: records[:20] for grid, records in tested.told().items()} == before
+        assert {tested.position(p)["incarnation"] for p, end in tested.ends().items() if end} == {2}

@@ -1,4 +1,4 @@
-"""serve.limits and serve.buckets: what is too much, too often, too long or too many at once is refused as what it is."""
+"""serve.limits and serve.buckets: too much, too often, too long and too many at once are refused as what they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""serve.operators on a real Redis: marks beside the record, one event and one audit entry an action, repeats are nothing."""
+"""serve.operators on a real Redis: marks beside the record, one event and one audit entry an action, repeats none."""
 
 from __future__ import annotations
 

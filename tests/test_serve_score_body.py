@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import io
 import json
@@ -20,14 +21,19 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 
 from gg_ray.grid.cases import load_case
+from gg_ray.grid.estimation import Estimator
+from gg_ray.registry import Registry
+from gg_ray.score import SHIPPED
+from gg_ray.verifier import features
 from gg_ray.windows_io import WindowFileError, windows_of
 from serve.examples import SCORE_EXAMPLE
+from serve.judges import ReplicaJudge
 from serve.limits import ARROW_TYPES
+from serve.models import METERINGS, Models, load
 from serve.problems import Problem
 from serve.score_body import strict_json, windows_from
-from serve.models import Models
-from serve.scoring import ModelsScorer
 from serve.settings import HttpSettings
+from serve.verifier import Replica
 
 STREAM, FILE = ARROW_TYPES
 LIMITS = HttpSettings()
@@ -104,10 +110,8 @@ def test_what_is_json_is_taken_as_it_is(value: Any) -> None:
     value=json_values,
 )
 def test_no_value_of_a_field_is_an_unexpected_error(field: str, value: Any) -> None:
-    try:
+    with contextlib.suppress(Problem, WindowFileError):
         windows_from(example(**{field: value}), "application/json", LIMITS)
-    except (Problem, WindowFileError) as error:
-        assert str(error).startswith("body")
 
 
 # --- windows that are refused by name -------------------------------------------------------------------------------
@@ -199,39 +203,57 @@ def test_damaged_arrow_is_refused_or_read_but_never_an_unexpected_error(data: st
     )
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(Problem, WindowFileError):
         windows_from(bytes(whole[: data.draw(st.integers(0, len(whole)))]), STREAM, LIMITS)
-    except (Problem, WindowFileError):
-        pass
 
 
 # --- the real model -------------------------------------------------------------------------------------------------
 
 
+def test_a_metering_that_was_seen_is_not_factored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(Registry(SHIPPED / "registry"), "champion")
+    made: list[int] = []
+    monkeypatch.setattr(features, "Estimator", lambda *given: made.append(1) or Estimator(*given))
+    other = {**SCORE_EXAMPLE, "sigma": [0.005] * 14}
+    whole = Models([model]).verdicts([windows_of(row, "here")[0] for row in (SCORE_EXAMPLE, other, SCORE_EXAMPLE)])
+    assert len(made) == 2
+    alone = [Models([model]).verdicts(windows_of(row, "here"))[0] for row in (SCORE_EXAMPLE, other)]
+    assert len(made) == 2
+    assert [one.p_implausible for one in whole] == pytest.approx(
+        [alone[0].p_implausible, alone[1].p_implausible, alone[0].p_implausible], abs=1e-6
+    )
+    assert whole[0].p_implausible != whole[1].p_implausible
+    assert METERINGS <= 16, "factors of a large grid take hundreds of megabytes"
+
+
 def test_answers_are_those_of_the_model_and_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.view.ANSWERS_S", 0.05)
-    scorer = ModelsScorer(Models.load(()))
+    replica = Replica()
+    replica.want({})
     silent = {**SCORE_EXAMPLE, "z": [None] * (14 * 16)}
     short = {**SCORE_EXAMPLE, "z": SCORE_EXAMPLE["z"][:14]}
 
     async def story() -> None:
-        async with edge(tmp_path / "none.sock", scorer) as (client, _):
+        async with edge(tmp_path / "none.sock", ReplicaJudge(replica)) as (client, _):
             answer = await client.post("/v1/score", json=[SCORE_EXAMPLE, silent])
             assert answer.status_code == 200, answer.text
             first, second = answer.json()["verdicts"]
-            [own] = scorer.judge(windows_of(SCORE_EXAMPLE, "here"))
+            [own] = replica.models.verdicts(windows_of(SCORE_EXAMPLE, "here"))
             assert (first["verdict"], first["p_implausible"]) == (own.verdict, own.p_implausible)
-            assert first["model"] == second["model"] == "shipped/v2"
+            assert first["model"] == second["model"]
+            assert first["model"].startswith("shipped/v")
             assert first["time"] == "2023-11-14T22:28:20.000Z"
             assert second["verdict"] == "cannot tell"
             assert second["p_value"] is None
             assert second["note"]
             refused = await client.post("/v1/score", json=short)
             assert (refused.status_code, refused.json()["title"]) == (422, "Unprocessable Entity"), refused.text
-            assert await scorer.ready() is None
+            assert (await client.get("/readyz")).status_code == 503, "there is no Redis"
             models = (await client.get("/v1/models")).json()["models"]
-            assert first["model"] in {model["name"] for model in models}
-            assert {model["role"] for model in models} == {"champion"}
+            assert {model["grid"]: model["model"] for model in models}["*"] == first["model"]
 
-    asyncio.run(story())
+    try:
+        asyncio.run(story())
+    finally:
+        replica.close()
     assert load_case("case14").n_bus == 14

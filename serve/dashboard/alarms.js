@@ -24,7 +24,10 @@ function draw() {
   const all = [...state.alarms.values()];
   const open = openAlarms();
   const shelf = all.filter((one) => one.state === "open" && shelved(one)).sort((a, b) => b.first_ms - a.first_ms);
-  const closed = all.filter((one) => one.state === "closed").sort((a, b) => b.last_ms - a.last_ms).slice(0, MOST_CLOSED);
+  const closed = all
+    .filter((one) => one.state === "closed")
+    .sort((a, b) => b.last_ms - a.last_ms)
+    .slice(0, MOST_CLOSED);
   const first = firstOut(all.filter((one) => one.state === "open"));
   if (state.selected === null && open.length) state.selected = open[0].id;
   list(byId("open-incidents"), open, first);
@@ -72,11 +75,20 @@ function list(host, alarms, first) {
 }
 
 function make(id) {
-  const parts = Object.fromEntries(["what", "kind", "when", "p", "first", "state", "error"].map(
-    (name) => [name, el("span", { class: name })]));
+  const parts = Object.fromEntries(
+    ["what", "kind", "when", "p", "first", "state", "error"].map((name) => [name, el("span", { class: name })]),
+  );
   const sign = el("span", { class: "sign" });
-  const pick = el("button", { type: "button", class: "pick", onclick: () => choose(id) },
-    sign, parts.what, parts.first, parts.when, parts.kind, parts.p, parts.state);
+  parts.state.id = `state-${id}`;
+  const pick = el(
+    "button",
+    { type: "button", class: "pick", "aria-describedby": parts.state.id, onclick: () => choose(id) },
+    sign,
+    parts.what,
+    parts.first,
+    el("span", { class: "more" }, parts.when, parts.kind),
+    parts.p,
+  );
   const buttons = {
     ack: el("button", { type: "button", class: "main", onclick: () => run(id, "ack") }, "Acknowledge"),
     unack: el("button", { type: "button", onclick: () => run(id, "unack") }, "Take back"),
@@ -84,7 +96,7 @@ function make(id) {
     unshelve: el("button", { type: "button", onclick: () => run(id, "unshelve") }, "Unshelve"),
   };
   parts.error.setAttribute("role", "alert");
-  const acts = el("div", { class: "acts" }, ...Object.values(buttons));
+  const acts = el("div", { class: "acts" }, parts.state, ...Object.values(buttons));
   const node = el("li", { class: "incident", "data-id": id }, pick, acts, parts.error);
   const row = { node, pick, parts, buttons, acts, sign, error: "" };
   rows.set(id, row);
@@ -104,14 +116,19 @@ function update(row, alarm, group) {
   row.look = look;
   say(parts.what, `${VERDICT[alarm.verdict] ?? alarm.verdict} · ${lead}`);
   say(parts.kind, typeWords(alarm.type) || (alarm.verdict === "disturbance" ? "real event, needs attention" : ""));
-  say(parts.when, `${since(alarm.first_ms, dataNow())} · ${lasted((on ? dataNow() : alarm.last_ms) - alarm.first_ms)}`);
+  const until = on ? dataNow() : alarm.last_ms;
+  say(parts.when, `${since(alarm.first_ms, dataNow())} · ${lasted(until - alarm.first_ms)}`);
   say(parts.p, `p ${pValue(alarm.p_value)}`);
   say(parts.first, group ? `first of ${group}` : "");
   say(parts.state, standing(alarm));
   say(parts.error, row.error);
   const can = may("operate");
-  const hide = { ack: !can || alarm.ack !== null, unack: !can || alarm.ack === null || !on,
-    shelve: !can || !on || shelved(alarm), unshelve: !can || !shelved(alarm) || !on };
+  const hide = {
+    ack: !can || alarm.ack !== null,
+    unack: !can || alarm.ack === null || !on,
+    shelve: !can || !on || shelved(alarm),
+    unshelve: !can || !shelved(alarm) || !on,
+  };
   const held = document.activeElement;
   const names = { ack: "Acknowledge", unack: "Take back acknowledgement", shelve: "Shelve", unshelve: "Unshelve" };
   for (const [name, button] of Object.entries(buttons)) {
@@ -119,7 +136,6 @@ function update(row, alarm, group) {
     if (hide[name] && button === held) row.pick.focus({ preventScroll: true });
     button.hidden = hide[name];
   }
-  row.acts.hidden = Object.values(hide).every(Boolean);
 }
 
 function standing(alarm) {
@@ -127,7 +143,8 @@ function standing(alarm) {
   if (alarm.state === "closed") said.push(`closed, last seen ${clockOf(alarm.last)}`);
   if (alarm.ack) said.push(`acknowledged by ${alarm.ack.by} ${clockOf(alarm.ack.at)}${noted(alarm.ack)}`);
   else if (alarm.state === "open") said.push("not acknowledged");
-  if (shelved(alarm)) said.push(`shelved by ${alarm.shelve.by} until ${clockOf(alarm.shelve.until)}${noted(alarm.shelve)}`);
+  if (shelved(alarm))
+    said.push(`shelved by ${alarm.shelve.by} until ${clockOf(alarm.shelve.until)}${noted(alarm.shelve)}`);
   return said.join("; ");
 }
 
@@ -179,9 +196,15 @@ function load(all, open, shelf) {
   const waiting = open.filter((one) => one.ack === null).length;
   const flood = recent > FLOOD;
   const node = byId("load");
-  say(node, `${open.length} open, ${waiting} to acknowledge · ${recent} in 10 min${flood ? ", flood" : ""} · ${today} in 24 h`);
+  say(
+    node,
+    `${open.length} open, ${waiting} to acknowledge · ` +
+      `${recent} in 10 min${flood ? ", flood" : ""} · ${today} in 24 h`,
+  );
   mark(node, "data-flood", flood);
-  node.title = `Opened in the last 10 minutes and 24 hours of scans up to ${stamp(until)} UTC; at most 1 in 10 minutes is meant, more than ${FLOOD} is a flood`;
+  node.title =
+    `Opened in the last 10 minutes and 24 hours of scans up to ${stamp(until)} UTC; ` +
+    `at most 1 in 10 minutes is meant, more than ${FLOOD} is a flood`;
   document.title = `${open.length ? `(${open.length}) ` : ""}Grid Guardian${state.grid ? ` – ${state.grid}` : ""}`;
   mark(byId("incidents"), "data-shelved", shelf.length);
 }

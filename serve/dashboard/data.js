@@ -61,7 +61,8 @@ async function loadGrid(grid) {
   };
   const drawn = state.layout?.grid === grid && state.layout.case === state.grids.get(grid)?.case;
   const [layout, map, told] = await Promise.all([
-    drawn ? state.layout : api.getLayout(grid).catch(gone), api.getMap(grid).catch(gone),
+    drawn ? state.layout : api.getLayout(grid).catch(gone),
+    api.getMap(grid).catch(gone),
     api.getVerdicts(grid).catch(gone),
   ]);
   if (grid !== state.grid) return; // another one was chosen meanwhile
@@ -108,8 +109,14 @@ function verdict(record) {
   const about = state.grids.get(record.grid);
   if (about) about.verdict = record;
   else {
-    state.grids.set(record.grid, { grid: record.grid, case: record.case, step_s: record.step_s,
-      origin: record.origin, verdict: record, open_alarms: 0 });
+    state.grids.set(record.grid, {
+      grid: record.grid,
+      case: record.case,
+      step_s: record.step_s,
+      origin: record.origin,
+      verdict: record,
+      open_alarms: 0,
+    });
     if (!state.grid) choose(record.grid).catch(() => {});
   }
   touch("grids");
@@ -126,16 +133,19 @@ function verdict(record) {
 /** The map is asked for at most once a second, and once more after the last verdict of a burst. */
 function refreshMap() {
   if (mapTimer) return;
-  mapTimer = setTimeout(async () => {
-    mapAt = performance.now();
-    const grid = state.grid;
-    const map = await api.getMap(grid).catch(() => null);
-    mapTimer = 0;
-    if (map && grid === state.grid) {
-      state.map = map;
-      touch("map");
-    }
-  }, Math.max(0, mapAt + MAP_PAUSE_MS - performance.now()));
+  mapTimer = setTimeout(
+    async () => {
+      mapAt = performance.now();
+      const grid = state.grid;
+      const map = await api.getMap(grid).catch(() => null);
+      mapTimer = 0;
+      if (map && grid === state.grid) {
+        state.map = map;
+        touch("map");
+      }
+    },
+    Math.max(0, mapAt + MAP_PAUSE_MS - performance.now()),
+  );
 }
 
 function alarm(record) {

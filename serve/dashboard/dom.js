@@ -39,14 +39,27 @@ export function mark(node, name, value) {
 /** The sign of a verdict; filled by the colour of its `data-verdict` in page.css. */
 export function icon(verdict, hollow = false) {
   const name = { implausible: "implausible", disturbance: "disturbance", normal: "normal" }[verdict] ?? "unknown";
-  return svg("svg", { class: "icon", "data-verdict": name, "data-hollow": hollow, "aria-hidden": "true" },
-    svg("use", { href: `#i-${name}` }));
+  return svg(
+    "svg",
+    { class: "icon", "data-verdict": name, "data-hollow": hollow, "aria-hidden": "true" },
+    svg("use", { href: `#i-${name}` }),
+  );
 }
 
 /** A share 0 to 1 as a bar; its number stands beside it in text. */
 export function bar(share, verdict = null, sign = 1) {
   const wide = Math.max(0, Math.min(1, Math.abs(share))) * 100;
-  return svg("svg", { class: "meter", "data-verdict": verdict, "data-sign": sign < 0 ? "minus" : null,
-    viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-    svg("rect", { class: "whole", width: 100, height: 8 }), svg("rect", { class: "part", width: wide, height: 8 }));
+  return svg(
+    "svg",
+    {
+      class: "meter",
+      "data-verdict": verdict,
+      "data-sign": sign < 0 ? "minus" : null,
+      viewBox: "0 0 100 8",
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    },
+    svg("rect", { class: "whole", width: 100, height: 8 }),
+    svg("rect", { class: "part", width: wide, height: 8 }),
+  );
 }

@@ -1,22 +1,50 @@
 // Words and numbers as an operator reads them. Times are UTC; `ms` are Unix milliseconds.
 
 export const VERDICT = {
-  implausible: "Implausible", disturbance: "Disturbance", normal: "Normal", "cannot tell": "Cannot tell",
+  implausible: "Implausible",
+  disturbance: "Disturbance",
+  normal: "Normal",
+  "cannot tell": "Cannot tell",
 };
 
 /** Families of gg_ray.records.FAMILIES in words. */
 const TYPE = {
-  S1: "sign, unit or clock error", S2: "bias or drift", S3: "wrong scale or swapped meters",
-  S4: "frozen or erratic meter", T1: "wrong switch or tap state", T2: "undeclared outage", T3: "wrong line data",
-  T4: "undeclared load or source", A1: "replayed or shifted readings", A2: "stealthy false data",
-  A3: "partial false data", A4: "coordinated false data",
+  S1: "sign, unit or clock error",
+  S2: "bias or drift",
+  S3: "wrong scale or swapped meters",
+  S4: "frozen or erratic meter",
+  T1: "wrong switch or tap state",
+  T2: "undeclared outage",
+  T3: "wrong line data",
+  T4: "undeclared load or source",
+  A1: "replayed or shifted readings",
+  A2: "stealthy false data",
+  A3: "partial false data",
+  A4: "coordinated false data",
 };
 const CHANNEL = {
-  v: "|V|", p: "P injected", q: "Q injected", va: "angle", pf: "P from", qf: "Q from", pt: "P to", qt: "Q to",
+  v: "|V|",
+  p: "P injected",
+  q: "Q injected",
+  va: "angle",
+  pf: "P from",
+  qf: "Q from",
+  pt: "P to",
+  qt: "Q to",
 };
 const FUEL = {
-  NUCLEAR: "Nuclear", BIOMASS: "Biomass", CCGT: "Gas", OCGT: "Gas", WIND: "Wind", EMBEDDED_WIND: "Wind",
-  EMBEDDED_SOLAR: "Solar", NPSHYD: "Hydro", PS: "Hydro", COAL: "Other", OIL: "Other", OTHER: "Other",
+  NUCLEAR: "Nuclear",
+  BIOMASS: "Biomass",
+  CCGT: "Gas",
+  OCGT: "Gas",
+  WIND: "Wind",
+  EMBEDDED_WIND: "Wind",
+  EMBEDDED_SOLAR: "Solar",
+  NPSHYD: "Hydro",
+  PS: "Hydro",
+  COAL: "Other",
+  OIL: "Other",
+  OTHER: "Other",
 };
 const two = (n) => String(n).padStart(2, "0");
 
@@ -48,8 +76,10 @@ export function lasted(ms) {
 
 export function number(value, digits = 0) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  return value.toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits })
-    .replaceAll(",", "\u202f").replace("-", "−");
+  return value
+    .toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits })
+    .replaceAll(",", "\u202f")
+    .replace("-", "−");
 }
 export const percent = (share) => `${Math.round(100 * share)} %`;
 export function pValue(p) {

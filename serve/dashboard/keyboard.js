@@ -42,7 +42,8 @@ const keys = {
   l: live,
   g: () => {
     const names = [...state.grids.keys()];
-    if (names.length > 1) choose(names[(names.indexOf(state.grid) + 1) % names.length]).catch(() => touch("connection"));
+    if (names.length > 1)
+      choose(names[(names.indexOf(state.grid) + 1) % names.length]).catch(() => touch("connection"));
   },
   "?": () => byId("help-dialog").showModal(),
 };

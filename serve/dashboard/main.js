@@ -40,7 +40,10 @@ function connect() {
       touch("connection");
     },
     onRefused() {
-      session.check().then((allowed) => allowed || stream.close()).catch(() => {});
+      session
+        .check()
+        .then((allowed) => allowed || stream.close())
+        .catch(() => {});
     },
   });
 }
@@ -74,7 +77,8 @@ function select(id) {
   const alarm = state.alarms.get(id);
   state.selected = id;
   touch("selected");
-  if (alarm && alarm.grid !== state.grid && state.grids.has(alarm.grid)) choose(alarm.grid).catch(() => touch("connection"));
+  if (alarm && alarm.grid !== state.grid && state.grids.has(alarm.grid))
+    choose(alarm.grid).catch(() => touch("connection"));
 }
 
 session.start(connect);
@@ -88,7 +92,11 @@ shelve.start();
 keyboard.start();
 alarms.start({ onChoose: select, onShelve: shelve.ask });
 whenOpened((alarm, again) => {
-  say(byId("announce"), `${again ? "Back from the shelf" : "New incident"}: ${VERDICT[alarm.verdict] ?? alarm.verdict} at ${alarm.grid}, ${where(alarm.places)}, ${clock(alarm.first_ms)}`);
+  say(
+    byId("announce"),
+    `${again ? "Back from the shelf" : "New incident"}: ${VERDICT[alarm.verdict] ?? alarm.verdict} at ` +
+      `${alarm.grid}, ${where(alarm.places)}, ${clock(alarm.first_ms)}`,
+  );
 });
 setInterval(() => {
   unshelveDue();

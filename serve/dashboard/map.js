@@ -51,7 +51,11 @@ function draw() {
     const many = layout.buses.length + layout.branches.length + here.drawn.corridors.length > SVG_MOST;
     here.painter = (many ? canvasPainter : svgPainter)(host);
     Object.assign(here, { zoom: { k: 1, x: 0, y: 0 }, cursor: null, under: null });
-    mark(document.querySelector("main"), "data-shape", here.drawn.aspect > 1.25 ? "wide" : here.drawn.aspect < 0.7 ? "tall" : "square");
+    mark(
+      document.querySelector("main"),
+      "data-shape",
+      here.drawn.aspect > 1.25 ? "wide" : here.drawn.aspect < 0.7 ? "tall" : "square",
+    );
   }
   const { clientWidth: width, clientHeight: height } = host;
   if (!width || !height) return;
@@ -80,7 +84,8 @@ function flags() {
   const told = shown();
   if (told && abnormal(told.verdict) && (state.past || !quiet(told))) {
     for (const name of told.buses) put(name, { verdict: told.verdict, acked: false, selected: false });
-    for (const name of told.branches) for (const e of branchIndex.get(name) ?? []) lines.set(e, { verdict: told.verdict });
+    for (const name of told.branches)
+      for (const e of branchIndex.get(name) ?? []) lines.set(e, { verdict: told.verdict });
   }
   if (!state.past) {
     for (const alarm of openAlarms().reverse()) {
@@ -100,9 +105,12 @@ function quiet(told) {
 
 function notes() {
   const map = state.map;
-  const geographic = state.layout ? (state.layout.geographic ? "north up" : "not to geography") : "";
-  const when = state.past ? "places of a past scan; flows and voltages are kept of the newest only"
-    : map && newest() ? `scan ${clock(map.time_ms)}` : "";
+  const geographic = state.layout?.geographic ? "N ↑" : "";
+  const when = state.past
+    ? "places of a past scan, without flows"
+    : map && newest()
+      ? `scan ${clock(map.time_ms)}`
+      : "";
   say(byId("map-head"), state.grid ? `Grid ${state.grid}` : "Grid");
   say(byId("map-note"), [when, geographic].filter(Boolean).join(" · "));
 }
@@ -114,7 +122,8 @@ function words(target) {
   if (!target) {
     if (!map) return state.past ? "" : "No scores yet.";
     const silent = map.heard.filter((one) => one === 0).length;
-    return `${buses.length} buses, ${branches.length} branches${silent ? `, ${silent} silent in this scan` : ""}. Point at a place, or press m.`;
+    const quiet = silent ? `, ${silent} silent in this scan` : "";
+    return `${buses.length} buses, ${branches.length} branches${quiet}. Point at a place, or press m.`;
   }
   if (target.bus !== undefined) {
     const bus = buses[target.bus];
@@ -146,10 +155,14 @@ function words(target) {
 
 function zoom(by, x = null, y = null) {
   const host = byId("drawing");
-  const [cx, cy] = [(x ?? host.clientWidth / 2) - host.clientWidth / 2, (y ?? host.clientHeight / 2) - host.clientHeight / 2];
+  const [cx, cy] = [
+    (x ?? host.clientWidth / 2) - host.clientWidth / 2,
+    (y ?? host.clientHeight / 2) - host.clientHeight / 2,
+  ];
   const k = Math.max(1, Math.min(ZOOM_MOST, here.zoom.k * by));
   const grown = k / here.zoom.k;
-  here.zoom = k === 1 ? { k, x: 0, y: 0 } : { k, x: cx - grown * (cx - here.zoom.x), y: cy - grown * (cy - here.zoom.y) };
+  here.zoom =
+    k === 1 ? { k, x: 0, y: 0 } : { k, x: cx - grown * (cx - here.zoom.x), y: cy - grown * (cy - here.zoom.y) };
   draw();
 }
 
@@ -183,7 +196,10 @@ function follow() {
 }
 
 function pointer(host) {
-  const spot = (event) => [event.clientX - host.getBoundingClientRect().left, event.clientY - host.getBoundingClientRect().top];
+  const spot = (event) => [
+    event.clientX - host.getBoundingClientRect().left,
+    event.clientY - host.getBoundingClientRect().top,
+  ];
   let held = null;
   host.addEventListener("pointermove", (event) => {
     const [x, y] = spot(event);
@@ -205,9 +221,13 @@ function pointer(host) {
     held = here.under = null;
     draw();
   });
-  host.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && document.activeElement !== host) return; // the page scrolls
-    event.preventDefault();
-    zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, ...spot(event));
-  }, { passive: false });
+  host.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey && document.activeElement !== host) return; // the page scrolls
+      event.preventDefault();
+      zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, ...spot(event));
+    },
+    { passive: false },
+  );
 }

@@ -61,11 +61,11 @@ export function canvasPainter(host) {
       for (const bus of scene.buses) {
         pen.beginPath();
         pen.arc(bus.x, bus.y, bus.cursor ? bus.radius + 2 : bus.radius, 0, 2 * Math.PI);
-        pen.fillStyle = bus.silent ? colour("panel") : colour(bus.score > 0.5 ? "text" : "process-strong");
+        pen.fillStyle = bus.silent ? colour("panel") : colour(bus.score > 0.5 ? "text" : "process");
         pen.fill();
         if (bus.silent || bus.cursor) {
-          pen.strokeStyle = colour(bus.cursor ? "text" : "process-strong");
-          pen.lineWidth = bus.cursor ? 2 : 1;
+          pen.strokeStyle = colour(bus.cursor ? "text" : "process");
+          pen.lineWidth = bus.cursor ? 2 : 0.8;
           pen.stroke();
         }
       }

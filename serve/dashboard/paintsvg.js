@@ -7,8 +7,13 @@ const TRIANGLE = "M0-9 9 7H-9Z";
 const SHAPE = { implausible: DIAMOND, disturbance: TRIANGLE };
 
 export function svgPainter(host) {
-  const layers = { lines: svg("g", { class: "lines" }), arrows: svg("g", { class: "arrows" }),
-    buses: svg("g", { class: "buses" }), marks: svg("g", { class: "marks" }), labels: svg("g", { class: "labels" }) };
+  const layers = {
+    lines: svg("g", { class: "lines" }),
+    arrows: svg("g", { class: "arrows" }),
+    buses: svg("g", { class: "buses" }),
+    marks: svg("g", { class: "marks" }),
+    labels: svg("g", { class: "labels" }),
+  };
   const root = svg("svg", { class: "grid", "aria-hidden": "true", focusable: "false" }, ...Object.values(layers));
   host.replaceChildren(root);
 
@@ -31,21 +36,33 @@ export function svgPainter(host) {
         mark(node, "data-verdict", one.verdict);
       });
       each(layers.arrows, scene.arrows, "path", (node, one) => {
-        mark(node, "d", `M${-one.size * 0.7} ${-one.size * 0.75} ${one.size * 0.8} 0 ${-one.size * 0.7} ${one.size * 0.75}Z`);
-        mark(node, "transform", `translate(${one.x.toFixed(1)} ${one.y.toFixed(1)}) rotate(${((one.turn * 180) / Math.PI).toFixed(1)})`);
+        mark(
+          node,
+          "d",
+          `M${-one.size * 0.7} ${-one.size * 0.75} ${one.size * 0.8} 0 ${-one.size * 0.7} ${one.size * 0.75}Z`,
+        );
+        mark(
+          node,
+          "transform",
+          `translate(${one.x.toFixed(1)} ${one.y.toFixed(1)}) rotate(${((one.turn * 180) / Math.PI).toFixed(1)})`,
+        );
         mark(node, "data-verdict", one.verdict);
       });
       each(layers.buses, scene.buses, "circle", (node, one) => {
         mark(node, "cx", one.x.toFixed(1));
         mark(node, "cy", one.y.toFixed(1));
-        mark(node, "r", one.cursor ? one.radius + 2 : one.radius);
+        mark(node, "r", one.cursor ? one.radius + (one.verdict ? 11 : 2) : one.radius);
         mark(node, "class", `bus${one.silent ? " silent" : ""}${one.cursor ? " cursor" : ""}`);
         mark(node, "data-score", Math.min(4, Math.floor(one.score * 5)));
       });
       const marked = scene.buses.filter((one) => one.verdict);
       each(layers.marks, marked, "path", (node, one) => {
         mark(node, "d", SHAPE[one.verdict] ?? DIAMOND);
-        mark(node, "transform", `translate(${one.x.toFixed(1)} ${one.y.toFixed(1)})${one.selected ? " scale(1.25)" : ""}`);
+        mark(
+          node,
+          "transform",
+          `translate(${one.x.toFixed(1)} ${one.y.toFixed(1)})${one.selected ? " scale(1.25)" : ""}`,
+        );
         mark(node, "class", `flag${one.acked ? " acked" : ""}${one.selected ? " selected" : ""}`);
         mark(node, "data-verdict", one.verdict);
       });

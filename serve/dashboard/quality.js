@@ -4,8 +4,17 @@ import { byId, el, mark, say, svg } from "./dom.js";
 import { number, percent } from "./format.js";
 import { shown, state, view } from "./store.js";
 
-const WORD = { live: "live", late: "late", missing: "missing", cached: "cached", cache: "cached", replayed: "replayed",
-  replay: "replayed", simulated: "simulated", manual: "by hand" };
+const WORD = {
+  live: "live",
+  late: "late",
+  missing: "missing",
+  cached: "cached",
+  cache: "cached",
+  replayed: "replayed",
+  replay: "replayed",
+  simulated: "simulated",
+  manual: "by hand",
+};
 const BAD = ["missing", "late"];
 const SPARK = 48;
 
@@ -33,7 +42,9 @@ function draw() {
   const list = Object.entries(streams).sort(([a, x], [b, y]) => rank(x) - rank(y) || a.localeCompare(b));
   const host = byId("streams");
   list.forEach(([name, word], k) => {
-    const node = host.children[k] ?? host.appendChild(el("li", {}, el("span", { class: "name" }), " ", el("span", { class: "word" })));
+    const node =
+      host.children[k] ??
+      host.appendChild(el("li", {}, el("span", { class: "name" }), " ", el("span", { class: "word" })));
     say(node.children[0], name);
     say(node.children[1], WORD[word] ?? word);
     mark(node, "data-word", WORD[word] ?? word);

@@ -2,6 +2,8 @@
 
 const PAD = 26;
 const APART = 3.4; // pixels between the circuits of a corridor
+const CHARACTER = 7.2; // pixels of one in a name
+const STRETCH = 2.4;
 const LABELS = 64; // buses up to which each one is named
 const ARROW_ROOM = 22;
 
@@ -11,7 +13,8 @@ export function plan(layout) {
   const neighbours = layout.buses.map(() => []);
   layout.branches.forEach((branch, e) => {
     const key = branch.from < branch.to ? `${branch.from}-${branch.to}` : `${branch.to}-${branch.from}`;
-    if (!between.has(key)) between.set(key, { a: Math.min(branch.from, branch.to), b: Math.max(branch.from, branch.to), branches: [] });
+    if (!between.has(key))
+      between.set(key, { a: Math.min(branch.from, branch.to), b: Math.max(branch.from, branch.to), branches: [] });
     between.get(key).branches.push(e);
   });
   const corridors = [...between.values()];
@@ -30,16 +33,30 @@ export function plan(layout) {
   return { layout, corridors, neighbours, index, branchIndex, aspect: (wide || 1) / (tall || 1) };
 }
 
-/** Pixels of every bus: the whole grid fitted to the box, then zoomed by view {k, x, y} about its middle. */
+/** Pixels of every bus: the whole grid with its names fitted to the box, then zoomed by view {k, x, y}. */
 export function place(drawn, width, height, view) {
   const { buses } = drawn.layout;
   const xs = buses.map((bus) => bus.x);
   const ys = buses.map((bus) => bus.y);
   const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const scale = Math.min((width - 2 * PAD) / (right - left || 1), (height - 2 * PAD) / (bottom - top || 1));
+  const room =
+    buses.length <= LABELS ? buses.map((bus) => Math.max(PAD, 14 + CHARACTER * bus.name.length)) : buses.map(() => PAD);
+  const down = (height - 2 * PAD) / (bottom - top || 1);
+  const middle = (left + right) / 2;
+  const outer = (right - left) / 4;
+  // as wide as leaves room for every name that stands outwards of its bus
+  let across = (width - 2 * PAD) / (right - left || 1);
+  const fits = () =>
+    buses.every(
+      (bus, i) => width / 2 - across * Math.abs(bus.x - middle) >= (Math.abs(bus.x - middle) > outer ? room[i] : PAD),
+    );
+  for (let tries = 0; tries < 60 && !fits(); tries += 1) across *= 0.98;
+  // what follows the land keeps its shape; other drawings may be stretched to the panel
+  const most = drawn.layout.geographic ? 1 : STRETCH;
+  const [sx, sy] = [Math.min(across, most * down), Math.min(down, most * across)];
   return buses.map((bus) => [
-    width / 2 + view.k * (scale * (bus.x - (left + right) / 2)) + view.x,
-    height / 2 + view.k * (scale * (bus.y - (top + bottom) / 2)) + view.y,
+    width / 2 + view.k * (sx * (bus.x - middle)) + view.x,
+    height / 2 + view.k * (sy * (bus.y - (top + bottom) / 2)) + view.y,
   ]);
 }
 
@@ -68,22 +85,45 @@ export function scene(drawn, at, state) {
       const off = APART * (k - (shown.length - 1) / 2);
       const branch = layout.branches[e];
       const kv = Math.max(layout.buses[branch.from].kv, layout.buses[branch.to].kv);
-      lines.push({ e, x1: x1 + off * nx, y1: y1 + off * ny, x2: x2 + off * nx, y2: y2 + off * ny,
-        wide: !branch.transformer && kv >= 200, open: map ? map.status[e] === 0 : false,
-        verdict: flagged.get(e)?.verdict ?? null });
+      lines.push({
+        e,
+        x1: x1 + off * nx,
+        y1: y1 + off * ny,
+        x2: x2 + off * nx,
+        y2: y2 + off * ny,
+        wide: !branch.transformer && kv >= 200,
+        open: map ? map.status[e] === 0 : false,
+        verdict: flagged.get(e)?.verdict ?? null,
+      });
     });
     const mw = net(corridor);
-    if (map && long > ARROW_ROOM && Math.abs(mw) > 0.01 * largest) {
+    if (map && long > (small ? ARROW_ROOM : 1.6 * ARROW_ROOM) && Math.abs(mw) > (small ? 0.01 : 0.04) * largest) {
       const turn = Math.atan2(y2 - y1, x2 - x1) + (mw < 0 ? Math.PI : 0);
       const size = 3.2 + 2.6 * Math.sqrt(Math.abs(mw) / largest) + (APART / 2) * (shown.length - 1);
-      arrows.push({ x: (x1 + x2) / 2, y: (y1 + y2) / 2, turn, size, verdict: near ? flagged.get(corridor.branches.find((e) => flagged.has(e))).verdict : null });
+      arrows.push({
+        x: (x1 + x2) / 2,
+        y: (y1 + y2) / 2,
+        turn,
+        size,
+        verdict: near ? flagged.get(corridor.branches.find((e) => flagged.has(e))).verdict : null,
+      });
     }
   }
   const buses = layout.buses.map((bus, i) => {
     const [x, y] = at[i];
     const marked = marks.get(i) ?? null;
-    return { i, x, y, score: map?.node[i] ?? 0, silent: map ? map.heard[i] === 0 : false, verdict: marked?.verdict ?? null,
-      acked: marked?.acked ?? false, selected: marked?.selected ?? false, radius: small ? 4.2 : 2.2, cursor: i === cursor };
+    return {
+      i,
+      x,
+      y,
+      score: map?.node[i] ?? 0,
+      silent: map ? map.heard[i] === 0 : false,
+      verdict: marked?.verdict ?? null,
+      acked: marked?.acked ?? false,
+      selected: marked?.selected ?? false,
+      radius: small ? 4.2 : 1.5,
+      cursor: i === cursor,
+    };
   });
   return { lines, arrows, buses, labels: labels(drawn, at, buses, small, neighbours) };
 }
@@ -102,9 +142,15 @@ function labels(drawn, at, buses, small, neighbours) {
     const strong = bus.verdict !== null || bus.cursor;
     const far = strong ? 13 : 9;
     const [cx, cy] = [Math.cos(turn), Math.sin(turn)];
-    const share = bus.verdict && bus.score > 0 ? ` ${Math.round(100 * bus.score)} %` : "";
-    out.push({ x: bus.x + far * cx, y: bus.y + far * cy + 3.5 + 2 * cy, text: drawn.layout.buses[bus.i].name + share,
-      anchor: cx > 0.35 ? "start" : cx < -0.35 ? "end" : "middle", strong, verdict: bus.verdict });
+    const share = bus.verdict && bus.score > 0 ? ` · ${Math.round(100 * bus.score)} %` : "";
+    out.push({
+      x: bus.x + far * cx,
+      y: bus.y + far * cy + 3.5 + 2 * cy,
+      text: drawn.layout.buses[bus.i].name + share,
+      anchor: cx > 0.03 ? "start" : cx < -0.03 ? "end" : "middle",
+      strong,
+      verdict: bus.verdict,
+    });
   }
   return out;
 }

@@ -55,8 +55,16 @@ function draw() {
   slider.value = place();
   slider.disabled = scans.length < 2;
   const told = state.past ?? scans.at(-1);
-  mark(slider, "aria-valuetext", told ? `${stamp(told.time_ms)}, ${VERDICT[told.verdict] ?? told.verdict}${state.past ? "" : ", live"}` : "no scans");
-  for (const [id, off] of [["live", !state.past], ["flag-back", next(-1) < 0], ["flag-on", next(1) < 0]]) {
+  mark(
+    slider,
+    "aria-valuetext",
+    told ? `${stamp(told.time_ms)}, ${VERDICT[told.verdict] ?? told.verdict}${state.past ? "" : ", live"}` : "no scans",
+  );
+  for (const [id, off] of [
+    ["live", !state.past],
+    ["flag-back", next(-1) < 0],
+    ["flag-on", next(1) < 0],
+  ]) {
     if (off && document.activeElement === byId(id)) slider.focus();
     byId(id).disabled = off;
   }

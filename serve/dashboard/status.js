@@ -21,9 +21,22 @@ function drawGrids() {
   const open = openAlarms();
   [...state.grids.values()].forEach((one, at) => {
     if (!grids.has(one.grid)) {
-      const parts = { sign: el("span", { class: "sign" }), name: el("span", {}, one.grid), count: el("span", { class: "count" }) };
-      grids.set(one.grid, { ...parts, node: el("button", { type: "button", onclick: () => choose(one.grid).catch(() => touch("connection")) },
-        parts.sign, parts.name, parts.count), look: "" });
+      const parts = {
+        sign: el("span", { class: "sign" }),
+        name: el("span", {}, one.grid),
+        count: el("span", { class: "count" }),
+      };
+      grids.set(one.grid, {
+        ...parts,
+        node: el(
+          "button",
+          { type: "button", onclick: () => choose(one.grid).catch(() => touch("connection")) },
+          parts.sign,
+          parts.name,
+          parts.count,
+        ),
+        look: "",
+      });
     }
     const row = grids.get(one.grid);
     const own = open.filter((alarm) => alarm.grid === one.grid);
@@ -34,7 +47,10 @@ function drawGrids() {
     row.look = `${verdict} ${hollow}`;
     say(row.count, own.length ? String(own.length) : "");
     mark(row.node, "aria-current", one.grid === state.grid ? "true" : null);
-    mark(row.node, "aria-label", `${one.grid}: ${own.length ? `${own.length} open incident${own.length > 1 ? "s" : ""}, ${verdict}` : `${(VERDICT[verdict] ?? verdict).toLowerCase()}, no open incidents`}`);
+    const told = own.length
+      ? `${own.length} open incident${own.length > 1 ? "s" : ""}, ${verdict}`
+      : `${(VERDICT[verdict] ?? verdict).toLowerCase()}, no open incidents`;
+    mark(row.node, "aria-label", `${one.grid}: ${told}`);
     if (host.children[at] !== row.node) host.insertBefore(row.node, host.children[at] ?? null);
   });
   while (host.children.length > state.grids.size) host.lastChild.remove();
@@ -47,9 +63,26 @@ function drawFacts() {
   const lag = Math.max(0, ...(told?.consumers ?? []).map((one) => one.lag_s ?? 0));
   const rows = [
     ["Scan", scan ? `${stamp(scan.time_ms)} UTC` : "–", false],
-    ["Verdict", scan ? el("span", { class: "verdict", "data-verdict": scan.verdict }, icon(scan.verdict), VERDICT[scan.verdict] ?? scan.verdict) : "–", false],
+    [
+      "Verdict",
+      scan
+        ? el(
+            "span",
+            { class: "verdict", "data-verdict": scan.verdict },
+            icon(scan.verdict),
+            VERDICT[scan.verdict] ?? scan.verdict,
+          )
+        : "–",
+      false,
+    ],
     ["Model", last?.model || "–", false],
-    ["Lag", told?.consumers.length ? `${number(lag, lag < 10 ? 1 : 0)} s${last?.latency_ms ? `, ${number(last.latency_ms)} ms` : ""}` : "–", lag > LAG_S],
+    [
+      "Lag",
+      told?.consumers.length
+        ? `${number(lag, lag < 10 ? 1 : 0)} s${last?.latency_ms ? `, ${number(last.latency_ms)} ms` : ""}`
+        : "–",
+      lag > LAG_S,
+    ],
     ["Health", ...health(told)],
   ];
   const host = byId("facts");
@@ -79,7 +112,9 @@ function health(told) {
 }
 
 function drawBand() {
-  const word = { connecting: "Connecting", live: "Connected", lost: "No connection", "signed-out": "Signed out" }[state.connection];
+  const word = { connecting: "Connecting", live: "Connected", lost: "No connection", "signed-out": "Signed out" }[
+    state.connection
+  ];
   const node = byId("connection");
   say(node, word);
   mark(node, "data-state", state.connection);
@@ -96,19 +131,34 @@ function drawBand() {
 function message() {
   const last = newest();
   if (state.connection === "lost") {
-    return ["lost", `No connection to the server since ${clock(state.lostAt)} UTC. What is shown is the last known state; it comes back by itself.`];
+    return [
+      "lost",
+      `No connection to the server since ${clock(state.lostAt)} UTC. ` +
+        "What is shown is the last known state; it comes back by itself.",
+    ];
   }
   if (state.connection !== "live") return ["", ""];
   if (state.past) {
-    return ["past", `Past scan: ${stamp(state.past.time_ms)} UTC, ${lasted(last.time_ms - state.past.time_ms)} before the newest.`];
+    return [
+      "past",
+      `Past scan: ${stamp(state.past.time_ms)} UTC, ${lasted(last.time_ms - state.past.time_ms)} before the newest.`,
+    ];
   }
   if (!state.grids.size) return ["stale", "No grid has reported yet."];
   const silent = (Date.now() - state.heardAt) / 1000;
   const limit = Math.max(10, 3 * (last?.step_s ?? 60));
-  if (last && silent > limit) return ["stale", `No scan of ${state.grid} for ${lasted(1000 * silent)}. What is shown is of ${stamp(last.time_ms)} UTC.`];
+  if (last && silent > limit)
+    return [
+      "stale",
+      `No scan of ${state.grid} for ${lasted(1000 * silent)}. What is shown is of ${stamp(last.time_ms)} UTC.`,
+    ];
   if (last && last.origin === "live" && now() - last.time_ms > 1000 * limit) {
     return ["stale", `The newest scan of ${state.grid} is ${lasted(now() - last.time_ms)} old.`];
   }
-  const origin = { replay: "Replay of the past, not the present.", simulated: "Simulated grid, not a real one.", cache: "Readings from a cache, not the present." }[last?.origin];
+  const origin = {
+    replay: "Replay of the past, not the present.",
+    simulated: "Simulated grid, not a real one.",
+    cache: "Readings from a cache, not the present.",
+  }[last?.origin];
   return origin ? ["origin", origin] : ["", ""];
 }

@@ -2,11 +2,11 @@
 
 import uPlot from "./vendor/uplot-1.6.32/uPlot.esm.js";
 import { byId, el, mark, say } from "./dom.js";
-import { abnormal, clock, number, sourceOf, stamp } from "./format.js";
+import { abnormal, clock, lasted, number, stamp } from "./format.js";
+import { panels } from "./series.js";
 import { state, touch, view } from "./store.js";
 
-const HEIGHT = { score: 92, other: 74 };
-const ORDER = ["Nuclear", "Biomass", "Gas", "Hydro", "Other", "Wind", "Solar", "Imports"];
+const HEIGHTS = { few: [92, 74], many: [72, 54] }; // of the score, of the others; many from four panels on
 const sync = uPlot.sync("time");
 let plots = [];
 let built = "";
@@ -25,39 +25,6 @@ export function start() {
   }
 }
 
-/** Times and numbers of each panel that there is something for. */
-function panels(scans) {
-  const xs = scans.map((one) => one.time_ms / 1000);
-  const value = (name) => scans.map((one) => one.values[name] ?? null);
-  const names = new Set(scans.flatMap((one) => Object.keys(one.values)));
-  const out = [{ id: "score", title: "Score", unit: "", digits: 1, data: [xs, scans.map((one) => one.score), scans.map((one) => one.threshold)],
-    names: ["score", "threshold"] }];
-  if (names.has("FREQ")) out.push({ id: "frequency", title: "Frequency", unit: "Hz", digits: 2, data: [xs, value("FREQ")], names: ["Hz"] });
-  for (const name of ["DEMAND", "INDO"]) {
-    if (names.has(name)) out.push({ id: name, title: "Demand", unit: "MW", digits: 0, data: [xs, value(name)], names: ["MW"] });
-  }
-  const mix = sources(scans, names);
-  if (mix.names.length) out.push({ id: "mix", title: mix.names.length > 1 ? "Generation" : mix.names[0], unit: "MW", digits: 0, stacked: mix.names.length > 1, ...mix, data: [xs, ...mix.data] });
-  return out;
-}
-
-/** Sources stacked from below, exports (and pumping) apart below zero. */
-function sources(scans, names) {
-  const groups = new Map();
-  for (const name of names) {
-    const group = sourceOf(name);
-    if (group) groups.set(group, [...(groups.get(group) ?? []), name]);
-  }
-  const order = ORDER.filter((group) => groups.has(group));
-  const sum = (one, keys, sign) => keys.reduce((total, key) => total + Math.max(0, sign * (one.values[key] ?? 0)), 0);
-  const has = (one) => Object.keys(one.values).length > 0;
-  let below = scans.map(() => 0);
-  const data = order.map((group) => (below = scans.map((one, i) => (has(one) ? below[i] + sum(one, groups.get(group), 1) : null))));
-  const exported = scans.map((one) => (has(one) ? -sum(one, [...groups.values()].flat(), -1) : null));
-  const sends = exported.some((mw) => mw < 0);
-  return { names: sends ? [...order, "Exports"] : order, data: sends ? [...data, exported] : data, groups: order.length };
-}
-
 function draw() {
   const host = byId("plots");
   const scans = state.history;
@@ -68,12 +35,18 @@ function draw() {
   }
   const told = panels(scans);
   const css = getComputedStyle(document.body);
-  const key = JSON.stringify([told.map((one) => [one.id, one.names]), css.getPropertyValue("--panel"), state.grid]);
+  const key = JSON.stringify([
+    told.map((one) => [one.id, one.names, one.sparse]),
+    css.getPropertyValue("--panel"),
+    state.grid,
+  ]);
   if (key !== built) {
     clear(host);
     built = key;
     zoomed = null;
-    plots = told.map((one, k) => make(host, one, width, k === told.length - 1, css));
+    plots = told.map((one, k) =>
+      make(host, one, width, HEIGHTS[told.length > 3 ? "many" : "few"][k ? 1 : 0], k === told.length - 1, css),
+    );
   }
   told.forEach((one, k) => {
     const { chart } = plots[k];
@@ -83,9 +56,14 @@ function draw() {
     keyed(plots[k], one);
   });
   const step = scans.at(-1).step_s;
-  say(byId("time-note"), zoomed ? `${clock(zoomed[0] * 1000)} to ${clock(zoomed[1] * 1000)} UTC; double click shows all`
-    : `${scans.length} scans of ${number(step, step < 10 && step % 1 ? 1 : 0)} s; drag to zoom`);
-  for (const button of document.querySelectorAll("[data-span]")) mark(button, "aria-pressed", String(!zoomed && Number(button.dataset.span) === span));
+  say(
+    byId("time-note"),
+    zoomed
+      ? `${clock(zoomed[0] * 1000)} to ${clock(zoomed[1] * 1000)} UTC`
+      : `${scans.length} scans, ${lasted(1000 * step)} apart`,
+  );
+  for (const button of document.querySelectorAll("[data-span]"))
+    mark(button, "aria-pressed", String(!zoomed && Number(button.dataset.span) === span));
 }
 
 function clear(host) {
@@ -101,31 +79,67 @@ function reach(chart, xs) {
   chart.setScale("x", { min, max: max > min ? max : min + 1 });
 }
 
-function make(host, panel, width, last, css) {
+function make(host, panel, width, tall, last, css) {
   const colour = (name) => css.getPropertyValue(`--${name}`).trim();
   const title = el("p", { class: "plot-title" }, panel.unit ? `${panel.title}, ${panel.unit}` : panel.title);
   const values = el("p", { class: "plot-values" });
-  const place = el("div", { class: "plot", role: "img", "aria-label": panel.title }, el("div", { class: "plot-head" }, title, values));
+  const place = el(
+    "div",
+    { class: "plot", role: "img", "aria-label": panel.title },
+    el("div", { class: "plot-head" }, title, values),
+  );
   host.append(place);
-  const axis = { stroke: colour("muted"), grid: { stroke: colour("line-weak"), width: 1 }, ticks: { show: false }, font: `11px ${css.fontFamily}` };
+  const axis = {
+    stroke: colour("muted"),
+    grid: { stroke: colour("line-weak"), width: 1 },
+    ticks: { show: false },
+    font: `11px ${css.fontFamily}`,
+  };
   const n = panel.names.length;
   const series = panel.names.map((name, k) => ({
-    label: name, width: panel.stacked ? 0.8 : 1.4, points: { show: false }, stroke: colour(name === "threshold" ? "muted" : "ink"),
-    dash: name === "threshold" ? [5, 4] : undefined, spanGaps: false,
+    label: name,
+    width: panel.stacked ? 0.8 : 1.4,
+    points: { show: panel.sparse ?? false, size: 4 },
+    stroke: colour(name === "threshold" ? "muted" : "ink"),
+    dash: name === "threshold" ? [5, 4] : undefined,
+    spanGaps: panel.sparse ?? false,
     fill: panel.stacked ? colour(`mix-${name === "Exports" ? 0 : k % 8}`) : undefined,
   }));
-  const bands = panel.stacked ? Array.from({ length: panel.groups - 1 }, (_, k) => ({ series: [k + 2, k + 1], fill: colour(`mix-${(k + 1) % 8}`) })) : [];
+  const bands = panel.stacked
+    ? Array.from({ length: panel.groups - 1 }, (_, k) => ({
+        series: [k + 2, k + 1],
+        fill: colour(`mix-${(k + 1) % 8}`),
+      }))
+    : [];
   const options = {
-    width, height: (panel.id === "score" ? HEIGHT.score : HEIGHT.other) + (last ? 18 : 0), legend: { show: false }, series: [{}, ...series], bands,
+    width,
+    height: tall + (last ? 18 : 0),
+    legend: { show: false },
+    series: [{}, ...series],
+    bands,
     cursor: { sync: { key: sync.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, y: false },
     tzDate: (ts) => uPlot.tzDate(new Date(ts * 1e3), "Etc/UTC"),
     scales: { x: { time: true }, y: { range: (_, min, max) => room(panel, min, max) } },
-    axes: [{ ...axis, show: last, size: 20, values: (_, ticks) => ticks.map((t, k) => label(t, ticks[1] - ticks[0], k === 0)) },
-      { ...axis, size: 52, space: 26, values: (_, ticks) => ticks.map((v) => number(v, panel.digits)) }],
+    axes: [
+      {
+        ...axis,
+        show: last,
+        size: 20,
+        values: (_, ticks) => ticks.map((t, k) => label(t, ticks[1] - ticks[0], k === 0)),
+      },
+      { ...axis, size: 52, space: 20, values: (_, ticks) => ticks.map((v) => number(v, panel.digits)) },
+    ],
     padding: [6, 8, last ? 0 : 4, 0],
     hooks: {
       setSelect: [(chart) => select(chart)],
-      setCursor: [(chart) => keyed(plots.find((one) => one.chart === chart), null, chart.cursor.idx)],
+      setCursor: [
+        (chart) =>
+          keyed(
+            plots.find((one) => one.chart === chart),
+            null,
+            chart.cursor.idx,
+          ),
+      ],
       draw: [(chart) => overlay(chart, panel, colour)],
     },
   };
@@ -195,17 +209,27 @@ function keyed(plot, panel, at = null) {
   if (panel) plot.panel = panel;
   const { data, names, stacked, digits } = plot.panel;
   const last = state.past ? state.history.indexOf(state.past) : data[0].length - 1;
-  const i = at ?? last;
+  let i = at ?? last;
+  while (plot.panel.sparse && i > 0 && data[1][i] === null) i -= 1;
   const parts = names.map((name, k) => {
     const own = data[k + 1][i];
     const below = stacked && k > 0 && name !== "Exports" ? data[k][i] : 0;
     const key = el("span", { class: "key", "data-mix": stacked ? (name === "Exports" ? 0 : k % 8) : null });
     const word = names.length > 1 ? `${name} ` : "";
-    return el("span", {}, stacked ? key : null, `${word}${number(own === null || own === undefined ? null : own - (below ?? 0), digits)}`);
+    return el(
+      "span",
+      {},
+      stacked ? key : null,
+      `${word}${number(own === null || own === undefined ? null : own - (below ?? 0), digits)}`,
+    );
   });
   const text = parts.map((part) => part.textContent).join("  ") + (at === null ? "" : clock(data[0][i] * 1000));
   if (plot.text === text) return;
   plot.text = text;
   plot.values.replaceChildren(...parts);
-  mark(plot.place, "aria-label", `${plot.panel.title}: ${parts.map((part) => part.textContent).join(", ")} ${plot.panel.unit}`);
+  mark(
+    plot.place,
+    "aria-label",
+    `${plot.panel.title}: ${parts.map((part) => part.textContent).join(", ")} ${plot.panel.unit}`,
+  );
 }

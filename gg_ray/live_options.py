@@ -1,15 +1,50 @@
-"""Options of the commands of the live path: serve, keys, dead-letters.
+"""Options of the commands of the live path: live, serve, keys, dead-letters.
 
-Flow:    argv -> options.parse -> [serve_options] -> cli -> serve.live, serve.keys_command, serve.dead_letters_command
+Flow:    argv -> options.parse -> [live_options] -> cli -> serve.live, serve.keys_command, serve.dead_letters_command
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveOptions:
+    """The live path on this machine; ends with Ctrl-C."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """replay: history files, such as the frequency trace of 9 August 2019."""
+    source: Literal["simulate", "replay", "insights", "elexondataportal", "iris", "none"] = "simulate"
+    """Where scans come from; none waits for somebody else's."""
+    engine: Literal["serve", "plain"] = "serve"
+    """serve: on Ray Serve; plain: all in this process."""
+    case: str = "gb29"
+    """simulate: which grid."""
+    incidents: int = 5
+    """simulate: anomalies a day."""
+    disturbances: int = 2
+    """simulate: real disturbances a day."""
+    speed: float = 60.0
+    """simulate, replay: recorded seconds per second."""
+    seed: int = 0
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """replay: first day (UTC) or time."""
+    step: int | None = None
+    """replay: length of a scan, s: 1800, 300 or 15."""
+    run: tuple[str, ...] = ()
+    """Run folders whose champions judge, before the models of the package."""
+    budget: float = 1.0
+    """Incidents a day and grid that thresholds are set for, where the model knows its benign days; 0: as registered."""
+    port: int = 8000
+    """Of the page, on the loopback interface."""
+    open: bool = False
+    """Open the page in a browser."""
+    folder: Path | None = None
+    """For logs of the broker and the store's files; a temporary one when not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
