@@ -226,10 +226,10 @@ class Replica:
 
     def about(self) -> dict[str, Any]:
         """What is served, since when, and what went wrong with what was wanted."""
+        models = self.models.about() if self.models else []
         return {
-            "name": self.name, "models": self.models.about() if self.models else [],
-            "trouble": self._refused or self._trouble, "swaps": self._swaps, "windows": self._answered, "since_ms": int(self._since * 1e3),
-            "time_ms": int(time.time() * 1e3),
+            "name": self.name, "models": models, "trouble": self._refused or self._trouble, "swaps": self._swaps,
+            "windows": self._answered, "since_ms": int(self._since * 1e3), "time_ms": int(time.time() * 1e3),
         }  # fmt: skip
 
     def _tell(self) -> None:
