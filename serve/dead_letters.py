@@ -4,7 +4,8 @@ Flow:    serve.loop -> [dead_letters] -> gg.dead-letters.v1 -> gg-ray dead-lette
 Source:  live.md, section 1 (poison)
 
 A dead letter has the message's own key and value. Headers: gg.topic, gg.partition, gg.offset, gg.error (kind),
-gg.reason, and those of the message.
+gg.reason, and those of the message. One that the topic of dead letters does not take whole is kept by its first bytes,
+with gg.bytes, the length that it had: it can be read and not be sent again.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from serve.scribe import Heard
-from serve.wire import TRACEPARENT, encode
+from serve.wire import MAX_BYTES, TRACEPARENT, encode
 
-OURS = ("gg.topic", "gg.partition", "gg.offset", "gg.error", "gg.reason")
+WHY = ("gg.topic", "gg.partition", "gg.offset", "gg.error", "gg.reason")
+CUT = "gg.bytes"
+OURS = (*WHY, CUT)
 MAX_REASON = 500
+MAX_LETTER = MAX_BYTES + 2**17
+"""Largest letter that is sent: a message that the feed could send, and headers."""
+KEPT = 2**16
+"""Bytes that are kept of a message that is too large to be kept whole."""
 
 
 class DeadLetters:
@@ -43,12 +50,21 @@ class DeadLetters:
             [*headers, *_why(topic, -1, offset, "verifier", reason)],
         )  # fmt: skip
 
-    def _send(self, value: bytes, key: bytes | None, done: Callable[[], None], headers: list[tuple[str, Any]]) -> None:
+    def _send(
+        self, value: bytes, key: bytes | None, done: Callable[[], None], headers: list[tuple[str, Any]],
+        cut: bool = False,
+    ) -> None:  # fmt: skip
+        def shorter() -> None:
+            own = [(name, text) for name, text in headers if name in WHY]
+            self._send(value[:KEPT], key and key[:KEPT], done, [*own, (CUT, str(len(value)).encode())], cut=True)
+
         def delivered(error: KafkaError | None, _: Any) -> None:
             if error is None:
                 done()
+            elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not cut:
+                shorter()
             else:  # the broker is away: the partition waits, nothing is lost
-                self._send(value, key, done, headers)
+                self._send(value, key, done, headers, cut)
 
         while True:
             try:
@@ -56,8 +72,13 @@ class DeadLetters:
                 return
             except BufferError:
                 self.producer.poll(0.1)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE or cut:
+                    raise
+                shorter()
+                return
 
 
 def _why(topic: str, partition: int, offset: int, kind: str, reason: str) -> list[tuple[str, Any]]:
     values = (topic, str(partition), str(offset), kind, reason[:MAX_REASON])
-    return [(name, value.encode()) for name, value in zip(OURS, values, strict=True)]
+    return [(name, value.encode()) for name, value in zip(WHY, values, strict=True)]

@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from gg_ray.live_options import DeadLettersOptions
-from serve.dead_letters import OURS
+from serve.dead_letters import CUT, MAX_LETTER, OURS
 from serve.settings import KafkaSettings
 from serve.topics import BrokerError
 
@@ -29,8 +29,10 @@ def dead_letters(options: DeadLettersOptions, kafka: KafkaSettings) -> int:
 
     Raises: BrokerError when the broker does not answer or does not take them.
     """
-    producer = Producer({**kafka.client(), "acks": "all"}) if options.action == "replay" else None
-    count = 0
+    replay = options.action == "replay"
+    producer = Producer({**kafka.client(), "acks": "all", "message.max.bytes": MAX_LETTER}) if replay else None
+    count = cut = 0
+    refused: list[str] = []
     for message in letters(kafka, options.limit, options.error):
         found = {name: value.decode("utf-8", "replace") for name, value in message.headers() or () if value is not None}
         if producer is None:
@@ -38,18 +40,26 @@ def dead_letters(options: DeadLettersOptions, kafka: KafkaSettings) -> int:
             line = {
                 "topic": found.get("gg.topic"), "partition": found.get("gg.partition"),
                 "offset": found.get("gg.offset"), "error": found.get("gg.error"), "reason": found.get("gg.reason"),
-                "key": (message.key() or b"").decode("utf-8", "replace"), "bytes": len(value),
+                "key": (message.key() or b"").decode("utf-8", "replace"), "bytes": int(found.get(CUT, len(value))),
                 "begins": value[:SHOWN].decode("utf-8", "replace"),
             }  # fmt: skip
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        elif CUT in found:
+            cut += 1
+            continue
         else:
             own = [(name, value) for name, value in message.headers() or () if name not in OURS]
-            producer.produce(kafka.topics.readings, message.value(), key=message.key(), headers=own)
+            producer.produce(
+                kafka.topics.readings, message.value(), key=message.key(), headers=own,
+                on_delivery=lambda error, _: refused.append(error.str()) if error is not None else None,
+            )  # fmt: skip
         count += 1
     if producer is not None:
-        if left := producer.flush(QUIET_S):
-            raise BrokerError(f"{left} of {count} dead letters were not taken again")
-        sys.stderr.write(f"{count} sent to {kafka.topics.readings} again\n")
+        left = producer.flush(QUIET_S) + len(refused)
+        if left:
+            raise BrokerError(f"{left} of {count} dead letters were not taken again {'; '.join(sorted(set(refused)))}")
+        kept = f"; {cut} were too large to be kept whole and stay" if cut else ""
+        sys.stderr.write(f"{count} sent to {kafka.topics.readings} again{kept}\n")
     return 0
 
 

@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from gg_ray.records import CANNOT_TELL, Verdict
 from serve.asks import Ask, Scored
-from serve.dead_letters import DeadLetters
+from serve.dead_letters import MAX_LETTER, DeadLetters
 from serve.failpoints import reach
 from serve.origins import BrokerDown, Origins
 from serve.partition import Item, Partition
@@ -87,7 +87,7 @@ class ScanLoop:
         # not idempotent: after a broker lost its memory such a producer waits for ever, and a copy twice does no harm
         self.producer = Producer({
             **settings.kafka.client(), "acks": "all", "linger.ms": 2, "compression.type": "lz4",
-            "message.timeout.ms": 30_000,
+            "message.timeout.ms": 30_000, "message.max.bytes": MAX_LETTER,
         })  # fmt: skip
         self._dead = DeadLetters(self.producer, self.topics.dead_letters)
         member = {"group.instance.id": self.config.static_member} if self.config.static_member else {}
