@@ -52,7 +52,10 @@ def application(settings: LiveSettings, state_dir: str = "", replicas: int = 1) 
 
 
 def settings_from(env: dict[str, str]) -> LiveSettings:
-    """Settings of the environment: KAFKA_*, REDIS_URL, GG_RUNS (run folders, comma), GG_BUDGET, GG_HTTP_KEYS."""
+    """Settings of the environment: KAFKA_*, REDIS_URL, GG_RUNS (run folders, comma), GG_BUDGET, GG_HTTP_KEYS.
+
+    GG_RUNS and GG_BUDGET are what the Verifier is told where the `user_config` of a Serve config does not say otherwise.
+    """
     http = HttpSettings()
     if keys := env.get("GG_HTTP_KEYS"):
         http = replace(http, keys_file=Path(keys))
@@ -64,5 +67,5 @@ def settings_from(env: dict[str, str]) -> LiveSettings:
 
 
 def from_environment(_: dict[str, Any] | None = None) -> Any:
-    """What serve/config.yaml imports."""
-    return application(settings_from(dict(os.environ)))
+    """What serve/config.yaml imports. GG_STATE_DIR is where a Verifier replica remembers what worked last."""
+    return application(settings_from(dict(os.environ)), os.environ.get("GG_STATE_DIR", ""))

@@ -118,8 +118,12 @@ class _Statuses(Collector):
 
 
 def _numbers(part: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(field, "", value) of plain numbers, (field, name in the group, value) of groups."""
+    """(field, "", value) of plain numbers, (field, name in the group, value) of groups, lengths of lists; 1 for trouble."""
     for name, value in part.items():
+        if name == "trouble":
+            value = value != ""
+        elif isinstance(value, list):
+            value = len(value)
         group = value if isinstance(value, Mapping) else {"": value}
         yield from ((name, str(of), float(v)) for of, v in group.items() if isinstance(v, bool | int | float))
 
@@ -128,11 +132,12 @@ def _word(text: str) -> str:
     return re.sub(r"[^a-z0-9_]", "_", text.lower())
 
 
-def exposition(metrics: Metrics, statuses: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+def exposition(metrics: Metrics, statuses: Mapping[str, Sequence[Mapping[str, Any]]], store_up: bool) -> bytes:
     """Text of GET /metrics: the edge's own metrics, then what consumers, verifiers and feeds say of themselves.
 
-    Args: statuses  by kind (consumer, verifier, feed)
+    Args: statuses  by kind (consumer, verifier, feed);  store_up  whether Redis answered: without it no part is heard
     """
     parts = CollectorRegistry()
+    Gauge("gg_store_up", "1 where Redis answered this request", registry=parts).set(store_up)
     parts.register(_Statuses(statuses))
     return generate_latest(metrics.registry) + generate_latest(parts)

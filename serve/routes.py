@@ -190,8 +190,8 @@ def add_routes(app: FastAPI, parts: Parts) -> None:
                     "schema": {"type": "string"}}}}, **_READ})  # fmt: skip
     async def metrics() -> Response:
         """Metrics of this server, and the numbers that the other parts publish."""
-        told, _ = await _statuses(view)
-        return Response(exposition(parts.metrics, told), media_type="text/plain; version=0.0.4; charset=utf-8")
+        told, alive = await _statuses(view)
+        return Response(exposition(parts.metrics, told, alive), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/healthz", tags=["operations"], responses={200: {"model": answers.Health}})
     async def healthz() -> Response:
