@@ -227,8 +227,8 @@ class Replica:
         """What is served, since when, and what went wrong with what was wanted."""
         return {
             "name": self.name, "models": self.models.about() if self.models else [],
-            "trouble": self._refused or self._trouble, "swaps": self._swaps, "windows": self._answered, "since_ms": int(self._since * 1e3),
-            "time_ms": int(time.time() * 1e3),
+            "trouble": self._refused or self._trouble, "swaps": self._swaps, "windows": self._answered,
+            "since_ms": int(self._since * 1e3), "time_ms": int(time.time() * 1e3),
         }  # fmt: skip
 
     def _tell(self) -> None:
