@@ -29,26 +29,35 @@ from serve.settings import LiveSettings, kafka_from, redis_url_from
 LOG = logging.getLogger(__name__)
 STUCK_S = 30.0
 """A loop that has not turned for so long is ill."""
+AGAIN_S, MOST_FAILURES = 1.0, 5
+"""A loop that failed is begun again after twice as long each time; after so many failures somebody else must help."""
 
 
 class Runner:
-    """A scan loop in a thread, watched: it is begun again after a failure, and a stuck one fails the health check."""
+    """A scan loop in a thread, begun anew after a failure; one that goes on failing, or is stuck, is ill."""
 
-    def __init__(self, settings: LiveSettings, scorer: Scorer, name: str) -> None:
+    def __init__(self, settings: LiveSettings, scorer: Scorer, name: str, again_s: float = AGAIN_S) -> None:
         self.settings, self.scorer, self.name = settings, scorer, name
         self.loop: ScanLoop | None = None
-        self.failure = ""
+        self.failure, self.failures = "", 0
+        self._again_s = again_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scans", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self.loop = ScanLoop(self.settings, self.scorer, self.name)
-            self.loop.run(self._stop)
-        except Exception as error:
-            LOG.exception("the scan loop ended")
-            self.failure = f"{type(error).__name__}: {error}"
+        while not self._stop.is_set():
+            try:
+                self.loop = ScanLoop(self.settings, self.scorer, self.name)
+                self.loop.run(self._stop)
+                return
+            except Exception as error:  # whatever it is: what was not applied is read again
+                self.failures += 1
+                LOG.exception("the scan loop ended, time %d", self.failures)
+                if self.failures >= MOST_FAILURES:
+                    self.failure = f"{type(error).__name__}: {error}"
+                    return
+                self._stop.wait(self._again_s * 2**self.failures)
 
     def check(self) -> None:
         """Raises: RuntimeError when the loop has ended or is stuck."""

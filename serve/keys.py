@@ -26,7 +26,7 @@ AUDIT = "gg:audit"
 
 
 def verdict(grid: str) -> str:
-    """Hash of the newest verdict: json, version, kind, time_ms, model, trace."""
+    """Hash of the newest verdict: json, kind (feed or log) and the two halves a, b of its version, time_ms."""
     return f"gg:verdict:{grid}"
 
 

@@ -84,7 +84,7 @@ class Origins:
             raise BrokerDown(str(error)) from error
         windows: Mapping[str, int] = start.windows if cause in ("store", "trimmed") else {}
         earliest = min([position, *windows.values()])
-        partition = Partition(topic, number, start, incarnation, position, grids=set(windows))
+        partition = Partition(topic, number, start, incarnation, position, grids=set(start.windows))
         return Origin(partition, max(earliest, low, position - MAX_BACK), cause)
 
     def _probe(self) -> Consumer:

@@ -65,6 +65,8 @@ class _Book:
     told: dict[str, AlarmRecord] = field(default_factory=dict)
     """Open incidents as last told."""
     about: str = ""
+    since: str = ""
+    """Time of the first scan since this consumer has the grid."""
     kept: str = ""
 
 
@@ -100,7 +102,9 @@ class Scribe:
         assert told is not None
         book = self._book(m.grid, m.case, m.step_s)
         alarms: list[AlarmRecord] = []
-        if heard.restarted:
+        now_ns = book.grouper.now  # of the log before, where that was lost and the new one begins earlier
+        earlier = heard.filled == 1 and now_ns is not None and m.time_ns <= now_ns
+        if heard.restarted or earlier:
             alarms += self._close_all(book)
             book.grouper = _grouper(m.grid, m.case, m.step_s)
         now: list[Incident] = []
@@ -111,7 +115,8 @@ class Scribe:
         kept = {"case": m.case, "step_s": m.step_s, "model": told.model, "grouper": live} if live else {}
         state = dump(kept)
         changed, book.kept = state != (book.kept or "{}"), state
-        about = dump({"case": m.case, "step_s": m.step_s, "origin": m.origin})
+        book.since = book.since or iso_ms(m.time_ns)
+        about = dump({"case": m.case, "step_s": m.step_s, "origin": m.origin, "since": book.since})
         fresh, book.about = about != book.about, about
         return Page(
             verdict=_record(heard, scored, [i.id for i in now]), alarms=alarms, state=state if changed else "",

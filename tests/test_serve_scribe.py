@@ -173,7 +173,7 @@ def test_state_and_about_are_told_when_they_change() -> None:
     made = pages(scribe, story([(t, "normal", {}) for t in range(3)]))
     assert [page.state for page in made] == ["", "", ""]
     assert [page.about != "" for page in made] == [True, False, False]
-    assert json.loads(made[0].about) == {"case": "case14", "step_s": 60.0, "origin": "manual"}
+    assert json.loads(made[0].about) == {"case": "case14", "step_s": 60.0, "origin": "manual", "since": iso_ms(T0)}
     flagged = pages(scribe, story([(3, "implausible", {3: 2.0}), (4, "normal", {})]))
     assert all(page.state for page in flagged), "the time of the newest scan goes along"
     over = pages(scribe, story([(40, "normal", {}), (41, "normal", {})]))
@@ -223,3 +223,16 @@ def test_records_of_incidents_and_maps_are_of_the_contract_and_plain_json() -> N
     buses = {int(c) % 14 for c in meters()[0].channels[:2]}
     assert [i for i, one in enumerate(drawn["heard"]) if one] == sorted(buses)
     assert Scribe().page(heard(0), scored(0)).map == ""
+
+
+def test_a_new_log_that_begins_earlier_closes_what_the_old_one_left_open() -> None:
+    """After a lost log states are resumed and windows are not: the first scan of a ring may be older than the flags."""
+    scribe = Scribe()
+    first = scribe.page(heard(50), scored(50, "implausible", places={4: 2.0}))
+    [alarm] = first.alarms
+    again = Scribe()
+    again.resume({"north": first.state})
+    page = again.page(heard(3, filled=1), scored(3, "normal"))
+    assert [(a["id"], a["state"]) for a in page.alarms] == [(alarm["id"], "closed")]
+    later = again.page(heard(4, filled=2), scored(4, "implausible", places={4: 2.0}))
+    assert [a["state"] for a in later.alarms] == ["open"]

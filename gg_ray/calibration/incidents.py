@@ -220,6 +220,11 @@ class Grouper:
         return {bus, *self._edges[1, at_from].tolist(), *self._edges[0, at_to].tolist()}
 
     @property
+    def now(self) -> int | None:
+        """Time of the last scan, None before the first."""
+        return self._now
+
+    @property
     def open(self) -> list[Incident]:
         """Incidents that a flag of the next scan could still join, oldest first."""
         return sorted((self._as_incident(live) for live in self._live), key=lambda incident: incident.first_ns)
