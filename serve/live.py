@@ -33,10 +33,14 @@ from serve.settings import HttpSettings, LiveSettings, kafka_from, redis_url_fro
 LOG = logging.getLogger(__name__)
 
 
+class LiveError(RuntimeError):
+    """A part of the live path that cannot go on."""
+
+
 def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
     """`gg-ray live`.
 
-    Raises: ConfigError, EmbeddedError (a program is missing), BrokerError
+    Raises: ConfigError, EmbeddedError (a program is missing), BrokerError, LiveError
     """
     ended = threading.Event()
     before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -46,13 +50,14 @@ def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
             settings = _servers(stack, options, env, folder)
             began = time.monotonic()
             feed = stack.enter_context(_feed(options, env, settings))  # its scans wait on the topic meanwhile
-            stack.enter_context(_engine(options.engine)(settings, folder))
+            check = stack.enter_context(_engine(options.engine)(settings, folder))
             url = f"http://{settings.http.host}:{settings.http.port}/"
             sys.stdout.write(f"page {url}  ({time.monotonic() - began:.0f} s; Ctrl-C ends)\n")
             sys.stdout.flush()
             if options.open:
                 webbrowser.open(url)
             while not ended.wait(0.5):
+                check()
                 if feed is not None and feed.poll() is not None:
                     said = "the record is over" if feed.returncode == 0 else f"the feed failed ({feed.returncode})"
                     sys.stdout.write(f"{said}; the page stays until Ctrl-C\n")
@@ -67,7 +72,7 @@ def live_command(options: LiveOptions, env: Mapping[str, str]) -> int:
 def serve_command(options: ServeOptions, env: Mapping[str, str]) -> int:
     """`gg-ray serve`: the same against servers that run already.
 
-    Raises: ConfigError as LiveSettings.preflight; BrokerError
+    Raises: ConfigError as LiveSettings.preflight; BrokerError, LiveError
     """
     settings = LiveSettings(
         kafka=kafka_from(env, options.bootstrap), redis_url=redis_url_from(env), budget=options.budget,
@@ -79,10 +84,14 @@ def serve_command(options: ServeOptions, env: Mapping[str, str]) -> int:
     ended = threading.Event()
     before = {s: signal.signal(s, lambda *_: ended.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with tempfile.TemporaryDirectory(prefix="gg-serve-") as home, _engine(options.engine)(settings, Path(home)):
+        with (
+            tempfile.TemporaryDirectory(prefix="gg-serve-") as home,
+            _engine(options.engine)(settings, Path(home)) as check,
+        ):
             sys.stdout.write(f"serving on http://{options.host}:{options.port}/  (Ctrl-C ends)\n")
             sys.stdout.flush()
-            ended.wait()
+            while not ended.wait(0.5):
+                check()
         return 0
     finally:
         for number, handler in before.items():
@@ -110,8 +119,8 @@ def _engine(name: str) -> Callable[[LiveSettings, Path], Any]:
 
 
 @contextmanager
-def on_serve(settings: LiveSettings, folder: Path) -> Iterator[None]:
-    """The application on a Ray of its own, loopback only, until the end."""
+def on_serve(settings: LiveSettings, folder: Path) -> Iterator[Callable[[], None]]:
+    """The application on a Ray of its own, loopback only, until the end.  Gives: nothing to check, Serve does that."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only; a local start would write ~/.ray/auth_token
     import ray
     from ray import serve
@@ -127,15 +136,18 @@ def on_serve(settings: LiveSettings, folder: Path) -> Iterator[None]:
     try:
         serve.start(http_options={"host": settings.http.host, "port": settings.http.port})
         serve.run(application(settings, str(folder / "models")), name="gg", route_prefix="/")
-        yield
+        yield lambda: None
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 @contextmanager
-def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
-    """Consumer, Verifier and page in threads of this process, until the end."""
+def in_process(settings: LiveSettings, _: Path) -> Iterator[Callable[[], None]]:
+    """Consumer, Verifier and page in threads of this process, until the end.
+
+    Gives: what raises LiveError when the scan loop is ill: there is no Serve here that would see it.
+    """
     import uvicorn
     from redis.asyncio import Redis
 
@@ -160,8 +172,15 @@ def in_process(settings: LiveSettings, _: Path) -> Iterator[None]:
         if not thread.is_alive() or time.monotonic() > deadline:
             raise ConfigError(f"port {settings.http.port}: the page could not be opened there; give another --port")
         time.sleep(0.05)
+
+    def check() -> None:
+        try:
+            runner.check()
+        except RuntimeError as error:
+            raise LiveError(f"{error}; start again, and what was not applied is read again") from None
+
     try:
-        yield
+        yield check
     finally:
         app.state.hub.end()  # the server waits for open answers, and pages' streams are such
         server.should_exit = True
