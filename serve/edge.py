@@ -54,7 +54,7 @@ def application(settings: LiveSettings, state_dir: str = "", replicas: int = 1) 
 def settings_from(env: dict[str, str]) -> LiveSettings:
     """Settings of the environment: KAFKA_*, REDIS_URL, GG_RUNS (run folders, comma), GG_BUDGET, GG_HTTP_KEYS.
 
-    GG_RUNS and GG_BUDGET are what the Verifier is told where the `user_config` of a Serve config does not say otherwise.
+    GG_RUNS and GG_BUDGET are what the Verifier is told where the `user_config` of a Serve config says nothing else.
     """
     http = HttpSettings()
     if keys := env.get("GG_HTTP_KEYS"):

@@ -118,7 +118,7 @@ class _Statuses(Collector):
 
 
 def _numbers(part: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """(field, "", value) of plain numbers, (field, name in the group, value) of groups, lengths of lists; 1 for trouble."""
+    """(field, "", value) of plain numbers, (field, name in the group, value) of groups; lists: length; trouble: 1."""
     for name, value in part.items():
         if name == "trouble":
             value = value != ""
