@@ -12,7 +12,7 @@ import pytest
 from edge import put_event
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 from redis_process import redis_process
 from test_serve_store import GROUP, TOPIC, alarm, nothing, write
 
@@ -150,17 +150,14 @@ def test_the_edge_and_the_feeds_may_do_what_they_do(socket_file: Path, gg: Redis
 FORBIDDEN = [
     *[("FLUSHALL",), ("FLUSHDB",), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST"), ("SHUTDOWN",), ("MONITOR",)],
     *[("GET", "others"), ("SET", "others", "1"), ("SCRIPT", "FLUSH"), ("CLIENT", "LIST"), ("DEBUG", "SLEEP", "0")],
-    *[("EVAL", "return redis.call('GET', 'others')", "0"), ("REPLICAOF", "127.0.0.1", "1"), ("SAVE",), ("RENAME", "gg:a", "b")],
+    *[("EVAL", "return redis.call('GET', 'others')", "0"), ("REPLICAOF", "127.0.0.1", "1"), ("SAVE",)],
+    ("RENAME", "gg:a", "b"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", FORBIDDEN, ids=" ".join)
 def test_nothing_else_is_allowed(gg: Redis, admin: Redis, command: tuple[str, ...]) -> None:
-    from redis.exceptions import ResponseError
-
-    with pytest.raises(
-        (NoPermissionError, ResponseError), match="(?i)no permission|can't access|not allowed|NOPERM|ACL"
-    ):
+    with pytest.raises(ResponseError, match=r"(?i)no permission|can't access|not allowed|ACL"):
         gg.execute_command(*command)
     assert admin.ping()
 
