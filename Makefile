@@ -49,6 +49,8 @@ test: $(TEST_STAMP)  ## set up, then everything of lint, types and the tests
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	@# the compiled kernels of judging are made once, for all workers
+	$(BIN)/python -c 'from serve.models import Models; Models.load(())'
 	@# exit code 5: PYTEST_ARGS chose no test of a part; fine for one of them, a mistake for both
 	none=; \
 		$(call pytest,not ray and not slow,-n $(PYTEST_WORKERS) --dist loadfile) || { test $$? -eq 5; none=1; }; \
