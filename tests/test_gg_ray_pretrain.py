@@ -150,6 +150,7 @@ def test_without_steps_nothing_happens(config: RunConfig) -> None:
         LearnerConfig(pretrain_steps=-1)
 
 
+@pytest.mark.slow
 def test_the_control_is_pretrained_too_and_its_budget_holds(config: RunConfig, found: pretrain.Pretrained) -> None:
     rival = Game(config)
     pretrain.warm_start(config, context_source(None), rival, quiet)

@@ -70,6 +70,7 @@ def test_the_report_holds_nothing_else(home: Path) -> None:
     assert sorted(path.name for path in (home / "runs" / "tiny" / "report").iterdir()) == expected
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_writes_the_rows_of_the_training_report(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from gg_ray.grid.ybus import Judge, branch_admittance, branch_flows, injections
 CLEANED = ("case14", "case30", "case57", "gb29", "gb", "case39", "case118", "case300", "illinois200")
 
 
+@pytest.mark.slow
 def test_gb_holds_every_voltage_inside_its_statutory_band() -> None:
     case = load_case("gb")
     width = np.select([case.vn_kv >= 380, case.vn_kv >= 130], [0.05, 0.10], 0.06)

@@ -21,7 +21,6 @@ from gg_ray.elexon.settlement import HALF_HOUR_NS
 from gg_ray.elexon.source import stream_of
 from gg_ray.elexon.store import DayStore
 from gg_ray.elexon.times import iso, ns_of
-from gg_ray.evaluate.suites import CADENCE_PLANS
 from gg_ray.grid import balance as b
 from gg_ray.scenario.balance_record import from_statistics, usual_of
 from gg_ray.scenario.balance_windows import readings, streams_of, windows
@@ -102,7 +101,7 @@ def test_frequency_scans_need_no_record_at_all() -> None:
     assert scan.age_M[b.M_FREQUENCY] == 0
     assert set(scan.age_M[b.M_SUPPLY]) == {255}
     assert dict(scan.values) == {"FREQ": 49.7}
-    assert {int(b.cadence_of(plan)): plan for plan in CADENCE_PLANS} == PLAN_OF_STEP
+    assert {int(b.cadence_of(plan)): plan for plan in b.CADENCE_PLANS} == PLAN_OF_STEP
 
 
 def test_a_scan_said_again_replaces_its_first_form_for_all_that_follow() -> None:

@@ -19,7 +19,7 @@ def places(name: str) -> F64:
     return np.array([[bus["x"], bus["y"]] for bus in layout_of(name)["buses"]])
 
 
-@pytest.mark.parametrize("name", [*SMALL, "gb"])
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("gb", marks=pytest.mark.slow)])
 def test_every_bus_is_drawn_inside_the_square_in_the_order_of_the_case(name: str) -> None:
     case, told = load_case(name), layout_of(name)
     at = places(name)

@@ -217,6 +217,7 @@ def test_heads_must_divide_the_width() -> None:
         GatLayer(10, 4, 4)
 
 
+@pytest.mark.slow
 def test_benchmark_reports_its_keys() -> None:
     report = run(buses=50, scans=16, compiled=False, case="case14")
     assert {"compiled_cpu_ms", "hundred_k_cpu_ms", "jacobian_cpu_ms"} <= report.keys()
