@@ -122,7 +122,8 @@ def test_units_keep_episodes_whole_and_part_benign_runs(runs):
 
 
 @needs_judge
-@pytest.mark.parametrize("system", [14, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [14, 300])
 def test_operating_points_are_those_of_its_own_solver(system):
     """Oracle: pandapower, called by the package itself; 300 has low impedances, phase shifts and static machines."""
     profiles = fdia_mapping.package("profiles")

@@ -355,6 +355,7 @@ def test_evaluate_runs_the_grids_and_sizes_of_the_run_where_none_are_named(scree
     assert macro["verifier"]["auroc"] != macro["untrained"]["auroc"]
 
 
+@pytest.mark.slow
 def test_evaluate_has_a_row_of_the_control_that_was_trained_beside_the_model(screen: Screen, home: Path) -> None:
     """Version 4 names version 2 as its control; the alias may have moved on to that of another model."""
     store = Registry(home / "runs" / "tiny" / "registry")
