@@ -186,9 +186,9 @@ class ScanLoop:
             scan = decode(payload)
             self._place(partition, item, scan, _trace(message))
         except RegistryDown as error:
-            self.counts["registry-down"] += 1
-            LOG.warning("%s", error)
-            if hold:
+            if hold:  # told once: what is held is tried again in every turn
+                self.counts["registry-down"] += 1
+                LOG.warning("%s/%d waits: %s", *partition.key, error)
                 partition.held.append(message)
             return False
         except Poison as error:
@@ -542,6 +542,7 @@ class ScanLoop:
                 "in_hand": len(partition.items), "paused": partition.key in self._paused,
             })  # fmt: skip
         oldest = [p.items[0].ts_ms for p in self.partitions.values() if p.items]
+        oldest += [p.held[0].timestamp()[1] for p in self.partitions.values() if p.held]
         return {
             "name": self.name, "partitions": parts, "lag": sum(p["lag"] for p in parts),
             "lag_s": round(max(self._clock() - min(oldest) / 1e3, 0.0), 3) if oldest else 0.0,

@@ -61,7 +61,7 @@ class ConsumerSettings:
     max_batch: int = 32
     """Windows of one call to the Verifier."""
     linger_ms: float = 2.0
-    """How long a batch that is not full waits for more; nothing waits when the Verifier is idle."""
+    """How long the loop waits for an answer before it looks for new scans while calls are under way."""
     in_flight: int = 2
     """Calls to the Verifier under way at once."""
     high_mark: int = 512

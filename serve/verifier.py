@@ -107,7 +107,6 @@ class Replica:
         torch.set_num_threads(1)
         self.name = f"{name}-{os.getpid()}"
         self.models: Models | None = None
-        self.previous: Models | None = None
         self._wanted = Wanted()
         self._loaded_for: tuple[Wanted, tuple[tuple[str, int], ...]] = (Wanted(), ())
         self._refused, self._trouble, self._swaps, self._answered = "", "", 0, 0
@@ -164,7 +163,7 @@ class Replica:
             if self.models is None:
                 self.models = self._last_good().load()
             return
-        self.previous, self.models = self.models, models
+        self.models = models
         self._loaded_for, self._trouble = (wanted, aliases), ""
         self._swaps += 1
         self._keep(wanted)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before numpy, torch or ray are imported: BLAS pools size themselves at import, Ray reads its mode at start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -53,3 +54,12 @@ def ray_cluster() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def socket_file() -> Iterator[Path]:
+    """Socket of a Redis that the tests of one module share."""
+    from redis_process import redis_process
+
+    with redis_process() as (path, _):
+        yield path

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from edge import ALARM, Judge, edge, fill, keys_file, put_alarm
 from redis import Redis
-from redis_process import redis_process
 
 from serve import keys
 from serve.auth import revoke_key
@@ -27,12 +26,6 @@ from serve.session import COOKIE
 OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json", "/", "/static/{path:path}", "/login", "/logout", "/v1/session"}
 """Addresses that need no key."""
 PLANTED = "gg_0123456789ab_planted-secret-of-thirty-letters"
-
-
-@pytest.fixture(scope="module")
-def socket_file() -> Iterator[Path]:
-    with redis_process() as (path, _):
-        yield path
 
 
 @pytest.fixture

@@ -16,16 +16,9 @@ import pytest
 from edge import ALARM, Page, edge, fill, put_event
 from fastapi import FastAPI
 from redis import Redis
-from redis_process import redis_process
 
 import serve.events
 from serve import keys
-
-
-@pytest.fixture(scope="module")
-def socket_file() -> Iterator[Path]:
-    with redis_process() as (path, _):
-        yield path
 
 
 @pytest.fixture

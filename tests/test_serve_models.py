@@ -269,13 +269,15 @@ def version(replica: Replica) -> str:
 
 def test_a_moved_alias_is_followed_and_a_damaged_model_keeps_the_old_one(run: Path, replica: Replica) -> None:
     replica.want({"registries": [str(run)]})
-    first = version(replica)
+    first, before = version(replica), replica.models
     registry = Registry(run / "registry")
     registry.promote("latest", "champion")
     until(lambda: replica.about()["swaps"] == 2)
     second = version(replica)
     assert (first, second) != (second, first)
-    assert replica.previous is not None
+    assert replica.models is not before, "one reference is exchanged, the old set is not altered"
+    assert before is not None
+    assert before.models[0].id == first
     [[answer]] = replica.answer([ask(feed(SCANS))])
     assert answer.verdict is not None
     assert answer.verdict.model == f"mine/{second.rpartition('/')[2]}"

@@ -12,7 +12,6 @@ import pytest
 from edge import ALARM, T0_MS, edge, fill
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis_process import redis_process
 
 from serve import keys
 from serve.operators import SAME_MS, Operators
@@ -20,12 +19,6 @@ from serve.records import iso_ms
 from serve.view import NotHere, View
 
 ID = "north-1-4"
-
-
-@pytest.fixture(scope="module")
-def socket_file() -> Iterator[Path]:
-    with redis_process() as (path, _):
-        yield path
 
 
 @pytest.fixture

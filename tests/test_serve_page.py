@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from page_server import Edge, Stage, until
 from redis import Redis
-from redis_process import redis_process
 
 from serve import keys
 from serve.auth import add_key
@@ -42,12 +41,6 @@ def browser() -> Iterator[Browser]:
         browser = play.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGS))
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def socket_file() -> Iterator[Path]:
-    with redis_process() as (path, _):
-        yield path
 
 
 @pytest.fixture(scope="module")

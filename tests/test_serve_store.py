@@ -9,18 +9,11 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis_process import redis_process
 
 from serve import keys
 from serve.store import Store, StoreDown, Write
 
 TOPIC, GROUP = "gg.readings.v1", "g"
-
-
-@pytest.fixture(scope="module")
-def socket_file() -> Iterator[Path]:
-    with redis_process() as (path, _):
-        yield path
 
 
 @pytest.fixture
